@@ -1,0 +1,106 @@
+// The torch-free expert mathematics: pointers, strides and an Executor or a stream.
+//
+// This header is the contract that the implementations in kernels/cpu and kernels/cuda and the
+// registered operators (src/ops/schemas.h) share.
+// Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K routed rows.
+#pragma once
+
+#include <cstdint>
+
+#include "base/executor.h"
+
+namespace amoeba::kernels {
+
+enum class DType : int32_t { kF64, kF32, kF16, kBF16, kI32, kI64 };
+
+// A strided view of up to three dimensions; strides in elements, any sign and order.
+struct View {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t size[3] = {0, 0, 0};
+  int64_t stride[3] = {0, 0, 0};
+};
+
+// How gate and up are stored; `transposed` swaps the last two dimensions (gpt-oss), down likewise.
+enum class GateUpLayout : int32_t {
+  kSeparate,      // two of [E, H, D]
+  kConcatenated,  // [E, 2H, D], gate rows first
+  kInterleaved,   // [E, 2H, D], gate and up rows alternate
+};
+
+enum class Activation : int32_t {
+  kSwiglu,         // silu(g) * u
+  kSwigluClamped,  // gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit), g * sigmoid(alpha g) * (u + 1)
+};
+
+// What forward keeps for backward, per routed row: 2H pre-activations, the same in fp8, or nothing.
+enum class Save : int32_t { kPreActivations, kPreActivationsFp8, kNothing };
+
+// Bits OR-ed into the error word; operations with bad data write nothing out of range and go on.
+enum ErrorBit : int32_t {
+  kErrorBadId = 1 << 0,        // expert id outside [-1, E]
+  kErrorCounts = 1 << 1,       // negative count or sum(counts) > R
+  kErrorNanLogit = 1 << 2,     // router logits held NaN
+  kErrorNonFinite = 1 << 3,    // loss or gradient norm not finite
+};
+
+struct ExpertsOptions {
+  GateUpLayout layout = GateUpLayout::kSeparate;
+  bool transposed = false;
+  Activation activation = Activation::kSwiglu;
+  double alpha = 1.702;
+  double limit = 7.0;
+  bool score_before = false;  // weight the rows before the experts instead of after
+  Save save = Save::kPreActivations;
+};
+
+// Routing metadata by a stable counting sort.
+//   expert_ids [T, K] int32 or int64; -1 and E skip the slot, any other id outside [0, E) is skipped
+//   and sets kErrorBadId. counts [E], offsets [E+1], row_slot [R], slot_row [T, K], error [1]: int32.
+//   row_slot[r] = t*K + k of sorted row r, -1 past offsets[E]; slot_row is its inverse, -1: skipped.
+struct RouteArguments {
+  View expert_ids;
+  int64_t num_experts = 0;
+  int32_t* counts = nullptr;
+  int32_t* offsets = nullptr;
+  int32_t* row_slot = nullptr;
+  int32_t* slot_row = nullptr;
+  int32_t* error = nullptr;
+};
+
+// Inputs that forward and backward share. Two entries: with row_slot and slot_row, x is [T, D] and
+// gather and weighted combine are part of the operation; without them x is [R, D] grouped by expert.
+struct ExpertsArguments {
+  View x;                          // [T, D] or [R, D]
+  View scores;                     // [T, K] or data == nullptr: weight 1
+  const int32_t* offsets = nullptr;   // [E+1]
+  const int32_t* row_slot = nullptr;  // [R] or nullptr
+  const int32_t* slot_row = nullptr;  // [T, K] or nullptr
+  View gate_up[2];                 // the stored parameter(s); [1] only for kSeparate
+  View gate_up_bias[2];            // [E, H] each, or [E, 2H]; data == nullptr: none
+  View down;                       // [E, D, H], or [E, H, D] when transposed
+  View down_bias;                  // [E, D] or none
+  int64_t num_rows = 0;            // R
+  int64_t num_experts = 0;         // E
+  int64_t hidden_dim = 0;          // H
+  int32_t* error = nullptr;        // [1]
+};
+
+// Gradients to write; data == nullptr: not wanted, and not computed. `accumulate` adds the weight
+// gradients to what is there instead of overwriting; an expert without rows gets zeros or no addition.
+struct ExpertsGradients {
+  View dx;
+  View dscores;
+  View dgate_up[2];
+  View dgate_up_bias[2];
+  View ddown;
+  View ddown_bias;
+  bool accumulate = false;
+};
+
+struct WorkspaceSizes {
+  int64_t saved_bytes = 0;    // kept from forward to backward
+  int64_t scratch_bytes = 0;  // needed during the call only
+};
+
+}  // namespace amoeba::kernels

@@ -1,0 +1,45 @@
+// A parsed TOML or JSON document as one plain tree, so that the parsers' headers stay in value.cpp.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace amoeba::formats {
+
+struct Value;
+using Array = std::vector<Value>;
+using Object = std::vector<std::pair<std::string, Value>>;  // in document order, keys unique
+
+struct Value {
+  std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> data;
+  int line = 0;    // TOML: 1-based position of the value; 0 when unknown (JSON)
+  int column = 0;
+
+  template <typename T>
+  const T* get_if() const { return std::get_if<T>(&data); }
+  const Value* find(std::string_view key) const;  // nullptr when not an object or absent
+  std::string type_name() const;                  // "null", "boolean", "integer", "number", ...
+
+  // Required members of an object; throw Error(kData) naming `what`, the key, got and want.
+  const Value& at(std::string_view key, std::string_view what) const;
+  int64_t integer_at(std::string_view key, std::string_view what) const;
+  double number_at(std::string_view key, std::string_view what) const;
+  const std::string& string_at(std::string_view key, std::string_view what) const;
+  bool bool_at(std::string_view key, std::string_view what) const;
+  const Array& array_at(std::string_view key, std::string_view what) const;
+};
+
+// Both refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
+// Error(kData): "NAME:line:column: reason". JSON integers outside int64 are refused.
+Value parse_json(std::string_view text, std::string_view name);
+Value parse_toml(std::string_view text, std::string_view name);
+
+// Compact JSON on one line (indent < 0) or indented. Doubles round-trip; NaN and infinities are
+// written as null. Strings are escaped as UTF-8 JSON.
+std::string write_json(const Value& value, int indent = -1);
+
+}  // namespace amoeba::formats

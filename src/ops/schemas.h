@@ -1,0 +1,33 @@
+// Schema strings of torch.ops.amoeba.*: the one text that the registering libraries, the engine and
+// the Python package agree on. Meaning: include/amoeba/kernels.h and docs/operators.md.
+#pragma once
+
+namespace amoeba::ops {
+
+inline constexpr const char* kRoute =
+    "route(Tensor expert_ids, int num_experts) -> "
+    "(Tensor counts, Tensor offsets, Tensor row_slot, Tensor slot_row, Tensor error)";
+
+inline constexpr const char* kExpertsForward =
+    "experts_forward(Tensor x, Tensor? scores, Tensor offsets, Tensor? row_slot, Tensor? slot_row, "
+    "Tensor[] gate_up, Tensor[] gate_up_bias, Tensor down, Tensor? down_bias, *, str layout, "
+    "bool transposed, str activation, float alpha, float limit, bool score_before, str save) -> "
+    "(Tensor y, Tensor saved, Tensor error)";
+
+inline constexpr const char* kExpertsBackward =
+    "experts_backward(Tensor dy, Tensor saved, Tensor x, Tensor? scores, Tensor offsets, "
+    "Tensor? row_slot, Tensor? slot_row, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor down, "
+    "Tensor? down_bias, *, str layout, bool transposed, str activation, float alpha, float limit, "
+    "bool score_before, str save, bool[] output_mask) -> "
+    "(Tensor dx, Tensor dscores, Tensor[] dgate_up, Tensor[] dgate_up_bias, Tensor ddown, "
+    "Tensor ddown_bias)";
+
+// Adds the weight gradients to the given buffers (fp32 or the weights' dtype).
+inline constexpr const char* kExpertsBackwardAccumulate =
+    "experts_backward.accumulate(Tensor dy, Tensor saved, Tensor x, Tensor? scores, Tensor offsets, "
+    "Tensor? row_slot, Tensor? slot_row, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor down, "
+    "Tensor? down_bias, *, str layout, bool transposed, str activation, float alpha, float limit, "
+    "bool score_before, str save, Tensor(a!)[] dgate_up, Tensor(b!)[] dgate_up_bias, "
+    "Tensor(c!) ddown, Tensor(d!)? ddown_bias) -> (Tensor dx, Tensor dscores)";
+
+}  // namespace amoeba::ops

@@ -1,0 +1,126 @@
+// Every setting of a run: plain structs, one a section of the configuration file, with the defaults.
+// Documentation, ranges and retired spellings of the keys: run_config.cpp.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "formats/config.h"
+
+namespace amoeba::train {
+
+struct RunSection {
+  std::string folder = "runs/amoeba";  // checkpoints, metrics and report go here
+};
+
+struct ModelSection {
+  int64_t vocab_size = 0;  // 0: the tokenizer's, rounded up to a multiple of 8
+  int64_t dim = 128;
+  int64_t num_layers = 4;
+  int64_t num_heads = 4;
+  int64_t num_kv_heads = 2;
+  int64_t head_dim = 0;  // 0: dim / num_heads
+  bool qk_norm = false;
+  double rope_theta = 10000.0;
+  double norm_eps = 1e-5;
+  bool tie_embeddings = true;
+  double embedding_init_std = 0.0;  // 0: 0.02 when tied, 1 when not
+};
+
+struct MoeSection {
+  int64_t num_experts = 8;
+  int64_t top_k = 2;
+  int64_t hidden_dim = 128;        // of one expert
+  int64_t num_shared_experts = 1;  // one FFN of width num_shared_experts * hidden_dim
+  bool route_norm = true;          // selected scores sum to 1
+  double route_scale = 1.0;
+  bool score_before_experts = false;
+  double balance_coeff = 1e-3;   // step of the bias balancing; 0: off
+  double aux_loss_coeff = 1e-2;  // auxiliary load-balance loss; 0: off
+  std::string compute_backend = "auto";
+  double capacity_factor = 1.25;  // batched_mm_capacity only
+};
+
+struct TrainingSection {
+  int64_t steps = 500;
+  int64_t seq_len = 256;
+  int64_t local_batch_size = 16;   // sequences of one micro-batch
+  int64_t global_batch_size = 0;   // sequences of one step; 0: local_batch_size
+  double max_norm = 1.0;           // global gradient norm clip; 0: off
+  std::string dtype = "float32";   // of the computation; masters are float32
+  std::string device = "auto";     // auto | cpu | cuda
+  int64_t num_threads = 0;         // 0: all cores
+  int64_t seed = 1;
+  int64_t loss_chunk_mib = 64;     // bound on the logits that exist at once
+  int64_t max_rejected_steps = 10; // consecutive non-finite steps before the run stops
+};
+
+struct OptimizerSection {
+  double lr = 3e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+};
+
+struct LrSchedulerSection {
+  int64_t warmup_steps = 30;
+  double decay_ratio = 0.8;           // share of the steps that decay
+  std::string decay_type = "linear";  // linear | sqrt | cosine
+  double min_lr_factor = 0.1;
+};
+
+struct DataSection {
+  std::vector<std::string> path;  // text files
+  std::vector<double> weights;    // one a file; empty: by size
+  std::string tokenizer = "bytes";
+  std::string document_separator;
+  double validation_fraction = 0.05;  // the last part of each file
+};
+
+struct ValidationSection {
+  int64_t interval = 100;  // steps; 0: only at the end
+  int64_t max_windows = 0;  // 0: all
+};
+
+struct CheckpointSection {
+  bool enable = true;
+  int64_t interval = 500;      // steps; 0: only at the end
+  std::string resume = "none"; // none | auto | a checkpoint folder
+  int64_t keep_latest_k = 0;   // 0: keep all; 1 is refused
+};
+
+struct MetricsSection {
+  int64_t log_interval = 10;
+  bool report = true;
+};
+
+struct SampleSection {
+  std::string prompt;  // empty: no sample at the end of training
+  int64_t num_tokens = 200;
+  double temperature = 0.8;
+  int64_t seed = 1;
+};
+
+struct RunConfig {
+  RunSection run;
+  ModelSection model;
+  MoeSection moe;
+  TrainingSection training;
+  OptimizerSection optimizer;
+  LrSchedulerSection lr_scheduler;
+  DataSection data;
+  ValidationSection validation;
+  CheckpointSection checkpoint;
+  MetricsSection metrics;
+  SampleSection sample;
+};
+
+// The schema over `config`'s fields; `config` must outlive it and stay where it is.
+formats::Schema make_schema(RunConfig& config);
+
+// Contradictions between keys: Error(kUsage) that names both keys with their values.
+void check_config(const RunConfig& config);
+
+}  // namespace amoeba::train
