@@ -1,0 +1,108 @@
+// The decoder: token embedding, blocks of attention and Mixture-of-Experts, final norm.
+//
+// Legend: B sequences, S tokens each, T = B*S, D model width, L layers, E experts, V vocabulary.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "amoeba/experts.h"
+#include "nn/attention.h"
+#include "nn/moe.h"
+#include "nn/parameters.h"
+
+namespace amoeba::nn {
+
+struct ModelConfig {
+  int64_t vocab_size = 0;
+  int64_t num_layers = 0;
+  int64_t max_seq_len = 0;  // positions of the rotary table
+  double rope_theta = 10000.0;
+  bool tie_embeddings = false;
+  double embedding_std = 1.0;
+  AttentionConfig attention;
+  MoeConfig moe;
+  std::string compute_backend = "auto";
+};
+
+struct ModelInput {
+  at::Tensor tokens;       // [T] int64
+  SequenceLayout layout;
+  at::Tensor token_mask;   // [T] bool, false: padding, never routed; undefined: none
+};
+
+struct ModelOutput {
+  at::Tensor hidden;    // [T, D] after the final norm
+  at::Tensor counts;    // [L, E] int64, tokens each expert got
+  at::Tensor aux_loss;  // fp32 scalar, mean over layers
+};
+
+struct BlockOutput {
+  at::Tensor hidden;      // [T, D]
+  at::Tensor expert_ids;  // [T, K]
+  at::Tensor counts;      // [E]
+  at::Tensor aux_loss;
+};
+
+// Exact sizes and work of a configuration.
+struct ModelSize {
+  int64_t total = 0;   // trained parameters; the balance bias is a buffer
+  int64_t active = 0;  // the routed experts counted K of E
+  double flops_per_token = 0;  // forward and backward, 6 (active - input embedding) + attention
+};
+
+class Model {
+ public:
+  // Allocates parameters on `device` (meta: shapes only) and initialises them from `seed`. A model is
+  // never left uninitialised. Error(kUsage) when the backend cannot run the experts.
+  Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed);
+
+  ModelOutput forward(const ModelInput& input, std::vector<KvCache>* caches = nullptr);
+
+  // A pure function of (hidden, routing ids): undefined ids are routed, given ids are taken.
+  BlockOutput block(int64_t layer, const at::Tensor& hidden, const ModelInput& input,
+                    const at::Tensor& expert_ids, KvCache* cache);
+
+  // hidden [T, D] -> logits [T, V] fp32, for generation.
+  at::Tensor logits(const at::Tensor& hidden) const;
+  const Parameter& lm_head() const { return *lm_head_; }
+
+  std::vector<KvCache> make_caches(int64_t max_positions) const;
+  ModelSize size(int64_t seq_len) const;
+
+  const ModelConfig& config() const { return config_; }
+  at::Device device() const { return expert_bias_.device(); }
+  ParameterStore& store() { return store_; }
+  const ParameterStore& store() const { return store_; }
+  at::Tensor& expert_bias() { return expert_bias_; }  // [L, E] fp32 buffer
+  at::Tensor& error_word() { return error_word_; }    // [1] int32
+  const ExpertChoice& expert_choice() const { return expert_choice_; }
+  ExpertStats& expert_stats() { return expert_stats_; }
+
+ private:
+  struct Block {
+    const Parameter* attention_norm;
+    Attention attention;
+    const Parameter* ffn_norm;
+    Moe moe;
+  };
+  ModelConfig config_;
+  ParameterStore store_;
+  const Parameter* embedding_;
+  std::vector<Block> blocks_;
+  const Parameter* norm_;
+  const Parameter* lm_head_;
+  at::ScalarType dtype_;
+  RopeTable rope_;
+  at::Tensor expert_bias_;
+  at::Tensor error_word_;
+  ExpertChoice expert_choice_;
+  ExpertStats expert_stats_;
+};
+
+}  // namespace amoeba::nn

@@ -1,0 +1,183 @@
+#include "nn/dispatch.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/argsort.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "nn/cpu_math.h"
+
+namespace amoeba::nn {
+
+namespace {
+
+constexpr int64_t kTokensPerTask = 32;
+
+AMOEBA_CPU_CLONES
+void add_scaled(const float* x, float scale, float* y, int64_t size) {
+  for (int64_t d = 0; d < size; ++d) y[d] += scale * x[d];
+}
+
+// out = scale * y; returns x . y in a fixed order.
+AMOEBA_CPU_CLONES
+float scale_and_dot(const float* x, const float* y, float scale, float* out, int64_t size) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= size; d += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[d + j] * y[d + j];
+  }
+  float sum = 0.0f;
+  for (; d < size; ++d) sum += x[d] * y[d];
+  for (float lane : lanes) sum += lane;
+  for (d = 0; d < size; ++d) out[d] = scale * y[d];
+  return sum;
+}
+
+bool has_cpu_loop(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
+
+at::Tensor weighted_sum(const at::Tensor& rows, const at::Tensor& scores,
+                        const at::Tensor& slot_row, int64_t top_k) {
+  const int64_t tokens = slot_row.size(0) / top_k, size = rows.size(1);
+  if (!has_cpu_loop(rows)) {
+    at::Tensor slots = rows.index_select(0, slot_row).view({tokens, top_k, size}).to(at::kFloat);
+    if (scores.defined()) slots = slots * scores.unsqueeze(2);
+    at::Tensor y = slots.select(1, 0);
+    for (int64_t k = 1; k < top_k; ++k) y = y + slots.select(1, k);
+    return y.to(rows.scalar_type());
+  }
+  at::Tensor y = at::empty({tokens, size}, rows.options());
+  const float* in = rows.const_data_ptr<float>();
+  const float* weight = scores.defined() ? scores.const_data_ptr<float>() : nullptr;
+  const int64_t* row_of = slot_row.const_data_ptr<int64_t>();
+  float* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::fill_n(out + t * size, size, 0.0f);
+      for (int64_t slot = t * top_k; slot < (t + 1) * top_k; ++slot) {
+        add_scaled(in + row_of[slot] * size, weight == nullptr ? 1.0f : weight[slot],
+                   out + t * size, size);
+      }
+    }
+  });
+  return y;
+}
+
+class GatherRows : public torch::autograd::Function<GatherRows> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& row_token, const at::Tensor& slot_row,
+                            int64_t top_k) {
+    context->save_for_backward({slot_row});
+    context->saved_data["top_k"] = top_k;
+    return x.index_select(0, row_token);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    return {weighted_sum(grad_outputs[0].contiguous(), {}, context->get_saved_variables()[0],
+                         context->saved_data["top_k"].toInt()),
+            at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct CombineGradients {
+  at::Tensor rows;
+  at::Tensor scores;
+};
+
+CombineGradients combine_backward(const at::Tensor& rows, const at::Tensor& scores,
+                                  const at::Tensor& slot_row, const at::Tensor& dy) {
+  const int64_t tokens = scores.size(0), top_k = scores.size(1), size = rows.size(1);
+  if (!has_cpu_loop(rows)) {
+    const at::Tensor slots =
+        rows.index_select(0, slot_row).view({tokens, top_k, size}).to(at::kFloat);
+    const at::Tensor wide = dy.to(at::kFloat).unsqueeze(1);
+    const at::Tensor dslots = (scores.unsqueeze(2) * wide).to(rows.scalar_type());
+    return {at::empty_like(rows).index_copy_(0, slot_row, dslots.view({-1, size})),
+            (slots * wide).sum(-1)};
+  }
+  CombineGradients grads{at::empty_like(rows), at::empty_like(scores)};
+  const float *in = rows.const_data_ptr<float>(), *weight = scores.const_data_ptr<float>();
+  const float* dy_data = dy.const_data_ptr<float>();
+  const int64_t* row_of = slot_row.const_data_ptr<int64_t>();
+  float *drows = grads.rows.mutable_data_ptr<float>();
+  float *dscores = grads.scores.mutable_data_ptr<float>();
+  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin * top_k; slot < end * top_k; ++slot) {
+      const int64_t row = row_of[slot] * size;
+      dscores[slot] = scale_and_dot(in + row, dy_data + slot / top_k * size, weight[slot],
+                                    drows + row, size);
+    }
+  });
+  return grads;
+}
+
+class CombineRows : public torch::autograd::Function<CombineRows> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows,
+                            const at::Tensor& scores, const at::Tensor& slot_row) {
+    context->save_for_backward({rows, scores, slot_row});
+    return weighted_sum(rows, scores, slot_row, scores.size(1));
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    const auto saved = context->get_saved_variables();
+    CombineGradients grads =
+        combine_backward(saved[0], saved[1], saved[2], grad_outputs[0].contiguous());
+    return {grads.rows, grads.scores, at::Tensor()};
+  }
+};
+
+// Counting sort: one pass to count, one to place; the order of slots within an expert is kept.
+Routes sort_on_cpu(const at::Tensor& flat, int64_t num_experts, int64_t top_k) {
+  const int64_t num_slots = flat.numel();
+  Routes routes{at::empty_like(flat), at::empty_like(flat), top_k};
+  const int64_t* ids = flat.const_data_ptr<int64_t>();
+  int64_t* row_slot = routes.row_slot.mutable_data_ptr<int64_t>();
+  int64_t* slot_row = routes.slot_row.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> next(static_cast<size_t>(num_experts + 2), 0);
+  for (int64_t slot = 0; slot < num_slots; ++slot) ++next[static_cast<size_t>(ids[slot] + 1)];
+  for (int64_t e = 0; e <= num_experts; ++e) {
+    next[static_cast<size_t>(e + 1)] += next[static_cast<size_t>(e)];
+  }
+  for (int64_t slot = 0; slot < num_slots; ++slot) {
+    const int64_t row = next[static_cast<size_t>(ids[slot])]++;
+    row_slot[row] = slot;
+    slot_row[slot] = row;
+  }
+  return routes;
+}
+
+}  // namespace
+
+Routes sort_by_expert(const at::Tensor& expert_ids, int64_t num_experts) {
+  const at::Tensor flat = expert_ids.reshape(-1).contiguous();
+  const int64_t top_k = expert_ids.size(1);
+  if (flat.is_cpu()) return sort_on_cpu(flat, num_experts, top_k);
+  const at::Tensor row_slot = at::argsort(flat, /*stable=*/true);
+  const at::Tensor rows = at::arange(flat.numel(), flat.options());
+  return {row_slot, at::empty_like(row_slot).scatter_(0, row_slot, rows), top_k};
+}
+
+at::Tensor gather_rows(const at::Tensor& x, const Routes& routes) {
+  const at::Tensor row_token = routes.row_slot.div(routes.top_k, "floor");
+  return GatherRows::apply(x, row_token, routes.slot_row, routes.top_k);
+}
+
+at::Tensor combine_rows(const at::Tensor& rows, const at::Tensor& scores, const Routes& routes) {
+  if (scores.defined()) return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
+  const at::Tensor ones =
+      at::ones({routes.slot_row.numel() / routes.top_k, routes.top_k}, rows.options().dtype(at::kFloat));
+  return CombineRows::apply(rows.contiguous(), ones, routes.slot_row);
+}
+
+}  // namespace amoeba::nn

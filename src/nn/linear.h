@@ -1,0 +1,14 @@
+// Dense product with a stored weight whose gradient goes straight into the flat buffer.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "nn/parameters.h"
+
+namespace amoeba::nn {
+
+// x [T, I] in the weight's compute dtype, weight [O, I] -> [T, O]. Backward returns the gradient of x
+// and adds x's and y's outer product to weight.grad in fp32.
+at::Tensor linear(const at::Tensor& x, const Parameter& weight);
+
+}  // namespace amoeba::nn

@@ -1,0 +1,56 @@
+#include "nn/loss.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "amoeba/error.h"
+
+namespace amoeba::nn {
+
+LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_head,
+                                 const at::Tensor& targets, const LossOptions& options) {
+  AMOEBA_CHECK(hidden.dim() == 2 && targets.dim() == 1 && hidden.size(0) == targets.size(0),
+               "cross_entropy: got hidden ", hidden.sizes(), " and targets ", targets.sizes(),
+               ", want [T, D] and [T]");
+  const bool with_grad = at::GradMode::is_enabled() && lm_head.grad.defined();
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = hidden.detach();
+  const at::Tensor& weight = lm_head.compute;
+  const int64_t tokens = x.size(0), vocab = weight.size(0);
+  const int64_t chunk = std::max<int64_t>(
+      1, options.max_chunk_bytes / (vocab * static_cast<int64_t>(sizeof(float))));
+  LossOutput out;
+  out.loss_sum = at::zeros({}, x.options().dtype(at::kDouble));
+  if (with_grad) out.dhidden = at::empty_like(x);
+  for (int64_t begin = 0; begin < tokens; begin += chunk) {
+    const int64_t size = std::min(chunk, tokens - begin);
+    const at::Tensor rows = x.narrow(0, begin, size);
+    const at::Tensor target = targets.narrow(0, begin, size);
+    const at::Tensor valid = target.ne(kIgnoreIndex);
+    const at::Tensor safe_target = target.clamp_min(0).unsqueeze(1);
+    at::Tensor logits = at::mm(rows, weight.t()).to(at::kFloat);  // [chunk, V]
+    const at::Tensor lse = logits.logsumexp(1, /*keepdim=*/true);
+    const at::Tensor loss = (lse - logits.gather(1, safe_target)).squeeze(1);
+    out.loss_sum.add_(at::where(valid, loss, 0.0).sum(at::kDouble));
+    if (!with_grad) continue;
+    // d logits = scale * (softmax - one hot), zero where ignored, in the storage of the logits.
+    const at::Tensor row_scale = valid.to(at::kFloat).mul_(options.scale).unsqueeze(1);
+    logits.sub_(lse).exp_().mul_(row_scale);
+    logits.scatter_add_(1, safe_target, row_scale.neg());
+    const at::Tensor dlogits = logits.to(weight.scalar_type());
+    out.dhidden.narrow(0, begin, size).copy_(at::mm(dlogits, weight));
+    if (weight.scalar_type() == at::kFloat) {
+      at::Tensor(lm_head.grad).addmm_(dlogits.t(), rows);
+    } else {
+      at::Tensor(lm_head.grad).add_(at::mm(dlogits.t(), rows));
+    }
+  }
+  return out;
+}
+
+}  // namespace amoeba::nn

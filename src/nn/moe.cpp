@@ -1,0 +1,46 @@
+#include "nn/moe.h"
+
+#include "nn/dispatch.h"
+
+namespace amoeba::nn {
+
+Moe::Moe(const MoeConfig& config, const std::string& prefix, double output_std,
+         ParameterStore& store)
+    : config_(config), router_(config.router, prefix + ".router", output_std, store) {
+  const int64_t experts = config.router.num_experts, dim = config.router.dim;
+  const int64_t hidden = config.hidden_dim;
+  w1_ = store.declare(prefix + ".experts.w1", {experts, hidden, dim}, truncated_normal_init(0.02),
+                      true);
+  w2_ = store.declare(prefix + ".experts.w2", {experts, dim, hidden},
+                      truncated_normal_init(output_std), true);
+  w3_ = store.declare(prefix + ".experts.w3", {experts, hidden, dim},
+                      truncated_normal_init(output_std), true);
+  if (config.num_shared_experts > 0) {
+    shared_.emplace(dim, config.num_shared_experts * hidden, prefix + ".shared_experts", output_std,
+                    store);
+  }
+}
+
+MoeOutput Moe::forward(const at::Tensor& x, const at::Tensor& expert_bias,
+                       const at::Tensor& token_mask, const at::Tensor& expert_ids,
+                       const at::Tensor& error_word, const ExpertBackend& backend,
+                       ExpertStats& stats) const {
+  RouterOutput routing = router_.forward(x, expert_bias, token_mask, expert_ids, error_word);
+  const Routes routes = sort_by_expert(routing.expert_ids, config_.router.num_experts);
+  at::Tensor rows = gather_rows(x, routes);  // [R, D]
+  if (config_.score_before_experts) {
+    const at::Tensor weights = routing.scores.reshape(-1).index_select(0, routes.row_slot);
+    rows = (rows.to(at::kFloat) * weights.unsqueeze(1)).to(x.scalar_type());
+  }
+  rows = run_expert_rows(backend, rows, routing.counts, {w1_->use(), w2_->use(), w3_->use()},
+                         config_.experts, stats, error_word);
+  MoeOutput out;
+  out.y = combine_rows(rows, config_.score_before_experts ? at::Tensor() : routing.scores, routes);
+  if (shared_) out.y = out.y + shared_->forward(x);
+  out.expert_ids = routing.expert_ids;
+  out.counts = routing.counts;
+  out.aux_loss = routing.aux_loss;
+  return out;
+}
+
+}  // namespace amoeba::nn

@@ -1,0 +1,154 @@
+#include "nn/rms_norm.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "nn/cpu_math.h"
+
+namespace amoeba::nn {
+
+namespace {
+
+constexpr int64_t kLanes = 16;        // independent partial sums, so that the loops vectorise
+constexpr int64_t kRowsPerBlock = 64; // weight-gradient partials: fixed, whatever the thread count
+
+AMOEBA_CPU_CLONES
+float dot(const float* a, const float* b, int64_t size) {
+  float lanes[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= size; d += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[d + j] * b[d + j];
+  }
+  float sum = 0.0f;
+  for (; d < size; ++d) sum += a[d] * b[d];
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+AMOEBA_CPU_CLONES
+void forward_row(const float* x, const float* weight, float rstd, float* y, int64_t size) {
+  for (int64_t d = 0; d < size; ++d) y[d] = x[d] * rstd * weight[d];
+}
+
+// dx = rstd * (w dy) - x * rstd^3 / D * sum(w dy x);  dw += dy x rstd
+AMOEBA_CPU_CLONES
+void backward_row(const float* x, const float* weight, const float* dy, float rstd, float* dx,
+                  float* dweight, int64_t size) {
+  float lanes[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= size; d += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += weight[d + j] * dy[d + j] * x[d + j];
+  }
+  float sum = 0.0f;
+  for (; d < size; ++d) sum += weight[d] * dy[d] * x[d];
+  for (float lane : lanes) sum += lane;
+  const float scale = rstd * rstd * rstd / static_cast<float>(size) * sum;
+  for (d = 0; d < size; ++d) {
+    dweight[d] += dy[d] * x[d] * rstd;
+    dx[d] = rstd * weight[d] * dy[d] - x[d] * scale;
+  }
+}
+
+struct Normalised {
+  at::Tensor y;     // [T, D]
+  at::Tensor rstd;  // [T, 1] fp32
+};
+
+Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  const int64_t rows = x.size(0), size = x.size(1);
+  Normalised out{at::empty_like(x), at::empty({rows, 1}, x.options())};
+  const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  float *y = out.y.mutable_data_ptr<float>(), *rstd = out.rstd.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, kRowsPerBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* in = x_data + row * size;
+      const float mean = dot(in, in, size) / static_cast<float>(size);
+      rstd[row] = 1.0f / std::sqrt(mean + static_cast<float>(eps));
+      forward_row(in, w, rstd[row], y + row * size, size);
+    }
+  });
+  return out;
+}
+
+at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
+                        const at::Tensor& dy, at::Tensor& grad) {
+  const int64_t rows = x.size(0), size = x.size(1);
+  const int64_t num_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  at::Tensor dx = at::empty_like(x);
+  at::Tensor partial = at::zeros({num_blocks, size}, x.options());
+  const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  const float *dy_data = dy.const_data_ptr<float>(), *rstd_data = rstd.const_data_ptr<float>();
+  float *dx_data = dx.mutable_data_ptr<float>(), *sums = partial.mutable_data_ptr<float>();
+  at::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, rows); ++row) {
+      const int64_t at = row * size;
+      backward_row(x_data + at, w, dy_data + at, rstd_data[row], dx_data + at,
+                   sums + row / kRowsPerBlock * size, size);
+    }
+  });
+  float* dweight = grad.mutable_data_ptr<float>();
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int64_t d = 0; d < size; ++d) dweight[d] += sums[block * size + d];
+  }
+  return dx;
+}
+
+bool has_cpu_loop(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
+
+Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (has_cpu_loop(x)) return forward_cpu(x, weight, eps);
+  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor rstd = wide.square().mean(-1, /*keepdim=*/true).add(eps).rsqrt();
+  return {(wide * rstd * weight).to(x.scalar_type()), rstd};
+}
+
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& master, const at::Tensor& weight,
+                            const at::Tensor& grad, double eps) {
+    (void)master;
+    const Normalised out = forward_rows(x, weight, eps);
+    context->save_for_backward({x, weight, out.rstd});
+    context->saved_data["grad"] = grad;
+    return out.y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
+    const at::Tensor dy = grad_outputs[0].contiguous();
+    at::Tensor grad = context->saved_data["grad"].toTensor();
+    at::Tensor dx;
+    if (has_cpu_loop(x)) {
+      dx = backward_cpu(x, weight, rstd, dy, grad);
+    } else {
+      const at::Tensor normal = x.to(at::kFloat) * rstd;
+      const at::Tensor wide = dy.to(at::kFloat);
+      grad.add_((wide * normal).sum(0));
+      const at::Tensor weighted = wide * weight;
+      dx = (rstd * (weighted - normal * (weighted * normal).mean(-1, true))).to(x.scalar_type());
+    }
+    return {dx, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps) {
+  const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
+  if (!at::GradMode::is_enabled() || !weight.grad.defined()) {
+    return forward_rows(rows, weight.compute, eps).y.view(x.sizes());
+  }
+  return RmsNorm::apply(rows, weight.master, weight.compute, weight.grad, eps).view(x.sizes());
+}
+
+}  // namespace amoeba::nn

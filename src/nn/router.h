@@ -1,0 +1,65 @@
+// The router: token-choice top-K over softmax scores with bias-corrected selection.
+//
+// Legend: T tokens, D model width, E experts, K choices per token.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "nn/parameters.h"
+
+namespace amoeba::nn {
+
+struct RouterConfig {
+  int64_t dim = 0;
+  int64_t num_experts = 0;
+  int64_t top_k = 0;
+  bool route_norm = false;   // selected scores divided by their sum
+  double route_scale = 1.0;
+};
+
+struct RouterOutput {
+  at::Tensor scores;      // [T, K] fp32, differentiable
+  at::Tensor expert_ids;  // [T, K] int64 in [0, E); E for tokens outside the mask
+  at::Tensor counts;      // [E] int64, tokens inside the mask only
+  at::Tensor aux_loss;    // fp32 scalar, differentiable
+};
+
+// The K largest of each row of choice [T, E] fp32, best first; equal values: the lower id. NaN counts
+// as the lowest value, so ids are always in range and distinct.
+at::Tensor select_experts(const at::Tensor& choice, int64_t top_k);
+
+// Rows per expert [E] int64 of ids in [0, E]; E (skipped slots) is not counted. No host read.
+at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts);
+
+// E * sum_e f_e P_e (Switch Transformer, Fedus et al. 2021, eq. 4): f_e the share of the T*K choices
+// that expert e got (no gradient), P_e its mean score. 1 when balanced.
+at::Tensor load_balance_loss(const at::Tensor& scores_TE, const at::Tensor& counts, int64_t top_k,
+                             const at::Tensor& token_mask);
+
+class Router {
+ public:
+  // Declares `<prefix>.gate.weight` [E, D], kept in fp32.
+  Router(const RouterConfig& config, const std::string& prefix, double gate_std,
+         ParameterStore& store);
+
+  // x [T, D]; expert_bias [E] fp32 joins the selection only. `token_mask` [T] bool, undefined: all.
+  // `expert_ids` given: selection is skipped and the scores are gathered at these ids.
+  // `error_word` int32 [1]: gets kErrorNanLogit when a logit is NaN.
+  RouterOutput forward(const at::Tensor& x, const at::Tensor& expert_bias,
+                       const at::Tensor& token_mask, const at::Tensor& expert_ids,
+                       const at::Tensor& error_word) const;
+
+ private:
+  RouterConfig config_;
+  const Parameter* gate_;
+};
+
+// expert_bias [L, E] fp32 += coeff * sign(mean(counts) - counts), centred to mean zero (DeepSeek-V3's
+// balancing without an auxiliary loss, as torchtitan applies it). counts [L, E] of one whole step.
+at::Tensor balanced_expert_bias(const at::Tensor& expert_bias, const at::Tensor& counts,
+                                double coeff);
+
+}  // namespace amoeba::nn

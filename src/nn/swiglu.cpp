@@ -1,0 +1,97 @@
+#include "nn/swiglu.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/sigmoid.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "nn/cpu_math.h"
+
+namespace amoeba::nn {
+
+namespace {
+
+constexpr int64_t kRowsPerTask = 16;
+
+AMOEBA_CPU_CLONES
+void forward_row(const float* gate, const float* up, float* y, int64_t size) {
+  for (int64_t h = 0; h < size; ++h) y[h] = gate[h] / (1.0f + vector_exp(-gate[h])) * up[h];
+}
+
+// With s = sigmoid(g): d gate = dy u s (1 + g (1 - s)),  d up = dy g s.
+AMOEBA_CPU_CLONES
+void backward_row(const float* gate, const float* up, const float* dy, float* dgate, float* dup,
+                  int64_t size) {
+  for (int64_t h = 0; h < size; ++h) {
+    const float s = 1.0f / (1.0f + vector_exp(-gate[h]));
+    dup[h] = dy[h] * gate[h] * s;
+    dgate[h] = dy[h] * up[h] * s * (1.0f + gate[h] * (1.0f - s));
+  }
+}
+
+bool has_cpu_loop(const at::Tensor& x) {
+  return x.is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous();
+}
+
+at::Tensor forward_rows(const at::Tensor& gate_up) {
+  const int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
+  if (!has_cpu_loop(gate_up)) {
+    const at::Tensor gate = gate_up.narrow(1, 0, size).to(at::kFloat);
+    const at::Tensor up = gate_up.narrow(1, size, size);
+    return (gate * at::sigmoid(gate) * up).to(gate_up.scalar_type());
+  }
+  at::Tensor y = at::empty({rows, size}, gate_up.options());
+  const float* in = gate_up.const_data_ptr<float>();
+  float* out = y.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* gate = in + row * 2 * size;
+      forward_row(gate, gate + size, out + row * size, size);
+    }
+  });
+  return y;
+}
+
+at::Tensor backward_rows(const at::Tensor& gate_up, const at::Tensor& dy) {
+  const int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
+  if (!has_cpu_loop(gate_up)) {
+    const at::Tensor gate = gate_up.narrow(1, 0, size).to(at::kFloat);
+    const at::Tensor up = gate_up.narrow(1, size, size);
+    const at::Tensor s = at::sigmoid(gate);
+    const at::Tensor wide = dy.to(at::kFloat);
+    return at::cat({wide * up * s * (1 + gate * (1 - s)), wide * gate * s}, 1)
+        .to(gate_up.scalar_type());
+  }
+  at::Tensor dgate_up = at::empty_like(gate_up);
+  const float *in = gate_up.const_data_ptr<float>(), *grad = dy.const_data_ptr<float>();
+  float* out = dgate_up.mutable_data_ptr<float>();
+  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* gate = in + row * 2 * size;
+      float* dgate = out + row * 2 * size;
+      backward_row(gate, gate + size, grad + row * size, dgate, dgate + size, size);
+    }
+  });
+  return dgate_up;
+}
+
+class SwiGlu : public torch::autograd::Function<SwiGlu> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& gate_up) {
+    context->save_for_backward({gate_up});
+    return forward_rows(gate_up);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    return {backward_rows(context->get_saved_variables()[0], grad_outputs[0].contiguous())};
+  }
+};
+
+}  // namespace
+
+at::Tensor swiglu(const at::Tensor& gate_up) { return SwiGlu::apply(gate_up.contiguous()); }
+
+}  // namespace amoeba::nn

@@ -1,0 +1,11 @@
+// silu(gate) * up, the gated activation of every feed-forward network here (Shazeer, 2020).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace amoeba::nn {
+
+// gate_up [T, 2H], gate in the first H columns -> silu(gate) * up [T, H], computed in fp32.
+at::Tensor swiglu(const at::Tensor& gate_up);
+
+}  // namespace amoeba::nn
