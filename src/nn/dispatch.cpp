@@ -1,5 +1,6 @@
 #include "nn/dispatch.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>

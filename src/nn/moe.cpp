@@ -1,5 +1,7 @@
 #include "nn/moe.h"
 
+#include <ATen/TensorOperators.h>
+
 #include "nn/dispatch.h"
 
 namespace amoeba::nn {

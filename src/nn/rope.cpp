@@ -1,5 +1,6 @@
 #include "nn/rope.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cos.h>

@@ -1,5 +1,6 @@
 #include "nn/router.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>

@@ -1,5 +1,6 @@
 #include "nn/swiglu.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
