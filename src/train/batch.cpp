@@ -1,0 +1,33 @@
+#include "train/batch.h"
+
+#include <ATen/ops/from_blob.h>
+
+namespace amoeba::train {
+
+namespace {
+
+at::Tensor to_tensor(const std::vector<int32_t>& values, at::Device device) {
+  const at::Tensor view =
+      at::from_blob(const_cast<int32_t*>(values.data()), {static_cast<int64_t>(values.size())},
+                    at::TensorOptions(at::kInt));
+  return view.to(at::kLong).to(device);  // always a copy: the types differ
+}
+
+}  // namespace
+
+DeviceBatch to_device(const MicroBatch& batch, at::Device device) {
+  DeviceBatch out;
+  out.input.tokens = to_tensor(batch.tokens, device);
+  out.targets = to_tensor(batch.targets, device);
+  out.input.layout.batch_size = batch.batch_size;
+  out.input.layout.seq_len = batch.seq_len;
+  out.input.layout.positions = to_tensor(batch.positions, device);
+  if (static_cast<int64_t>(batch.segments.size()) > batch.batch_size) {
+    for (const Segment& segment : batch.segments) {
+      out.input.layout.segments.push_back({segment.row, segment.begin, segment.length});
+    }
+  }
+  return out;
+}
+
+}  // namespace amoeba::train

@@ -1,0 +1,35 @@
+// Where a run computes: device and dtype by name, threads, memory figures, peak arithmetic rate.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+namespace amoeba::train {
+
+// "auto": CUDA when there is a device, else the CPU. "cuda" without one: Error(kUsage).
+at::Device resolve_device(const std::string& name);
+
+// "float32" or "bfloat16".
+at::ScalarType resolve_dtype(const std::string& name);
+
+// Threads of LibTorch's pool; 0 leaves one a core. Once a process, before any parallel work.
+void set_num_threads(int64_t num_threads);
+int num_threads();
+
+// "NVIDIA H200", or the processor's name and the thread count.
+std::string device_name(at::Device device);
+
+struct MemoryUsage {
+  int64_t current_bytes = 0;
+  int64_t reserved_bytes = 0;  // CPU: address space; CUDA: held by the caching allocator
+  int64_t peak_bytes = 0;
+  int64_t capacity_bytes = 0;  // of the machine or the card; 0: unknown
+};
+MemoryUsage memory_usage(at::Device device);
+
+// Peak dense FLOP/s of known devices in this dtype, or 0. Source: the vendors' data sheets.
+double peak_flops(at::Device device, at::ScalarType dtype);
+
+}  // namespace amoeba::train

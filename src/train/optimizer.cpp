@@ -1,0 +1,46 @@
+#include "train/optimizer.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+#include <vector>
+
+namespace amoeba::train {
+
+AdamW::AdamW(nn::ParameterStore& store, const OptimizerSection& options)
+    : store_(store),
+      options_(options),
+      num_steps_(at::zeros({}, store.groups()[0].master.options())) {}
+
+OptimizerStep AdamW::step(double lr, double max_norm, const at::Tensor& reject) {
+  std::vector<at::Tensor> norms;
+  for (const nn::ParameterGroup& group : store_.groups()) {
+    norms.push_back(at::linalg_vector_norm(group.grad));
+  }
+  OptimizerStep out;
+  out.grad_norm = at::linalg_vector_norm(at::stack(norms));
+  out.rejected = reject.logical_or(at::isfinite(out.grad_norm).logical_not());
+  // The fused kernel leaves everything untouched when found_inf is 1, and divides by grad_scale.
+  const at::Tensor found_inf = out.rejected.to(at::kFloat);
+  const at::Tensor grad_scale =
+      max_norm > 0 ? ((out.grad_norm + 1e-6) / max_norm).clamp_min(1.0) : at::Tensor();
+  num_steps_.add_(1.0);
+  for (nn::ParameterGroup& group : store_.groups()) {
+    if (group.master.numel() == 0) continue;
+    at::_fused_adamw_({group.master}, {group.grad}, {group.exp_avg}, {group.exp_avg_sq}, {},
+                      {num_steps_}, lr, options_.beta1, options_.beta2,
+                      group.decay ? options_.weight_decay : 0.0, options_.eps, /*amsgrad=*/false,
+                      /*maximize=*/false,
+                      grad_scale.defined() ? std::optional<at::Tensor>(grad_scale) : std::nullopt,
+                      found_inf);
+  }
+  num_steps_.sub_(found_inf);
+  store_.refresh_compute();
+  return out;
+}
+
+}  // namespace amoeba::train

@@ -1,0 +1,33 @@
+// AdamW (Loshchilov and Hutter, 2019) on the flat buffers: one fused call a group.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "nn/parameters.h"
+#include "train/plain/run_config.h"
+
+namespace amoeba::train {
+
+struct OptimizerStep {
+  at::Tensor grad_norm;  // fp32 scalar, before clipping
+  at::Tensor rejected;   // bool scalar: nothing was changed
+};
+
+class AdamW {
+ public:
+  AdamW(nn::ParameterStore& store, const OptimizerSection& options);
+
+  // Clips the global gradient norm to max_norm (0: off) and updates masters and moments, unless
+  // `reject` (bool scalar) is set or the norm is not finite: then every old value stays as it is.
+  // Decided on the device; no host read.
+  OptimizerStep step(double lr, double max_norm, const at::Tensor& reject);
+
+  at::Tensor& num_steps() { return num_steps_; }  // fp32 scalar, accepted steps
+
+ private:
+  nn::ParameterStore& store_;
+  OptimizerSection options_;
+  at::Tensor num_steps_;
+};
+
+}  // namespace amoeba::train
