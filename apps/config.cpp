@@ -1,0 +1,55 @@
+#include <cstdio>
+
+#include "amoeba/error.h"
+#include "apps/options.h"
+#include "apps/verbs.h"
+#include "base/text.h"
+#include "train/plain/config_layers.h"
+
+namespace amoeba::apps {
+
+int run_config(const Arguments& arguments) {
+  const std::vector<std::string> actions = {"show", "check", "keys", "presets"};
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h") {
+    std::printf(
+        "Shows, checks and explains configurations\n\n"
+        "usage: amoeba config show  [--config NAME|FILE]... [--section.key VALUE]...\n"
+        "                           the resolved configuration, with where each value came from\n"
+        "       amoeba config check [same]   errors as `train` would give them, or \"ok\"\n"
+        "       amoeba config keys           every key with its type, default and meaning\n"
+        "       amoeba config presets        names for --config\n");
+    return arguments.empty() ? static_cast<int>(ErrorKind::kUsage) : 0;
+  }
+  const std::string action = arguments[0];
+  const Arguments rest(arguments.begin() + 1, arguments.end());
+  if (action == "presets") {
+    for (const std::string& name : train::preset_names()) std::printf("%s\n", name.c_str());
+    return 0;
+  }
+  std::vector<std::string> configs;
+  const Command command{"config " + action,
+                        "Resolves configuration layers.",
+                        {{"--config", "preset name, TOML or JSON file; repeat for layers", &configs}},
+                        /*takes_overrides=*/true,
+                        {}};
+  const Parsed parsed = parse(command, rest);
+  if (parsed.help_shown) return 0;
+  PosixFileSystem files;
+  const auto loaded = train::load_config(files, configs, formats::parse_overrides(parsed.rest));
+  if (action == "keys") {
+    std::printf("%s", formats::help_text(loaded->schema).c_str());
+  } else if (action == "show") {
+    std::printf("%s", loaded->schema.write_toml(true).c_str());
+  } else if (action == "check") {
+    train::check_config(loaded->config);
+    std::printf("ok\n");
+  } else {
+    const std::string near = nearest_name(action, actions);
+    fail(ErrorKind::kUsage, cat("config: unknown action '", action, "', want one of ",
+                                join(actions, ", "),
+                                near.empty() ? "" : cat("; did you mean ", near, "?")));
+  }
+  return 0;
+}
+
+}  // namespace amoeba::apps

@@ -1,0 +1,83 @@
+#include <ATen/Config.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <ATen/core/Tensor.h>
+#include <torch/headeronly/version.h>
+
+#include <cstdio>
+
+#include "amoeba/experts.h"
+#include "amoeba/version.h"
+#include "apps/options.h"
+#include "apps/verbs.h"
+#include "base/cuda_driver.h"
+#include "base/text.h"
+#include "train/device.h"
+
+namespace amoeba::apps {
+
+namespace {
+
+void print_cpu() {
+#if defined(__x86_64__)
+  const std::pair<const char*, bool> features[] = {
+      {"avx2", __builtin_cpu_supports("avx2")},
+      {"fma", __builtin_cpu_supports("fma")},
+      {"avx512f", __builtin_cpu_supports("avx512f")},
+      {"avx512bf16", __builtin_cpu_supports("avx512bf16")},
+  };
+  std::printf("features:     ");
+  for (const auto& [name, present] : features) std::printf("%s %s  ", name, present ? "yes" : "no");
+  std::printf("\n");
+#endif
+}
+
+void print_backends(at::Device device, int compute_capability) {
+  std::printf("\nexpert backends on %s, model width 2048, hidden width 1408\n", device.str().c_str());
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    nn::ExpertProblem problem;
+    problem.device = device.is_cuda() ? nn::DeviceKind::kCuda : nn::DeviceKind::kCpu;
+    problem.compute_capability = compute_capability;
+    problem.dtype = dtype;
+    problem.model_dim = 2048;
+    problem.hidden_dim = 1408;
+    problem.num_experts = 64;
+    const nn::ExpertChoice choice = nn::choose_expert_backend("auto", problem);
+    std::printf("  %-10s auto takes %s\n", c10::toString(dtype),
+                std::string(choice.backend->name).c_str());
+    for (const nn::ExpertBackend& backend : nn::expert_backends()) {
+      const std::string reason = backend.supports(problem);
+      std::printf("             %-20s %s\n", std::string(backend.name).c_str(),
+                  reason.empty() ? "can run" : reason.c_str());
+    }
+  }
+}
+
+}  // namespace
+
+int run_doctor(const Arguments& arguments) {
+  const Command command{"doctor", "Prints what this machine has and what amoeba makes of it.", {}};
+  if (parse(command, arguments).help_shown) return 0;
+  train::set_num_threads(0);
+  std::printf("amoeba:       %s\n", kVersion);
+  std::printf("torch:        %s (headers it was built with)\n", TORCH_VERSION);
+  std::printf("processor:    %s\n", train::device_name(at::kCPU).c_str());
+  print_cpu();
+  const train::MemoryUsage memory = train::memory_usage(at::kCPU);
+  std::printf("memory:       %s\n", format_bytes(memory.capacity_bytes).c_str());
+  const auto driver = query_cuda_device(0);
+  const at::Device device = train::resolve_device("auto");
+  if (driver) {
+    std::printf("GPU:          %s, compute capability %d.%d, %s%s\n", driver->name.c_str(),
+                driver->compute_capability / 10, driver->compute_capability % 10,
+                format_bytes(driver->memory_bytes).c_str(),
+                device.is_cuda() ? "" : " (this torch cannot use it: CPU build, or no driver match)");
+  } else {
+    std::printf("GPU:          none: no NVIDIA driver, or no device\n");
+  }
+  print_backends(at::kCPU, 0);
+  if (device.is_cuda()) print_backends(device, driver ? driver->compute_capability : 0);
+  return 0;
+}
+
+}  // namespace amoeba::apps

@@ -1,0 +1,68 @@
+// amoeba: trains Mixture-of-Experts language models. Exit codes: 0 ok, 1 a bug in amoeba, 2 usage,
+// 3 data, 4 numeric, 5 distributed.
+#include <cstdio>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "amoeba/error.h"
+#include "amoeba/version.h"
+#include "apps/verbs.h"
+#include "base/text.h"
+
+namespace {
+
+using namespace amoeba;
+
+constexpr apps::Verb kVerbs[] = {
+    {"train", "train a model; resume a run", apps::run_train},
+    {"generate", "write text with a trained model", apps::run_generate},
+    {"eval", "loss of a trained model on text", apps::run_eval},
+    {"config", "show, check and explain configurations", apps::run_config},
+    {"doctor", "what this machine has and what amoeba makes of it", apps::run_doctor},
+};
+
+void print_help() {
+  std::printf("amoeba %s - trains Mixture-of-Experts language models\n\nusage: amoeba VERB [options]\n\n",
+              kVersion);
+  for (const apps::Verb& verb : kVerbs) std::printf("  %-10s %s\n", verb.name, verb.summary);
+  std::printf(
+      "\nA first run:  amoeba train --config demo --data.path TEXT_FILE\n"
+      "Help:         amoeba VERB --help\n"
+      "Exit codes:   0 ok, 1 a bug in amoeba, 2 usage, 3 data, 4 numeric, 5 distributed\n");
+}
+
+int run(const std::vector<std::string>& arguments) {
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h") {
+    print_help();
+    return arguments.empty() ? static_cast<int>(ErrorKind::kUsage) : 0;
+  }
+  if (arguments[0] == "--version") {
+    std::printf("amoeba %s\n", kVersion);
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const apps::Verb& verb : kVerbs) {
+    if (arguments[0] == verb.name) return verb.run({arguments.begin() + 1, arguments.end()});
+    names.push_back(verb.name);
+  }
+  const std::string near = nearest_name(arguments[0], names);
+  fail(ErrorKind::kUsage, cat("unknown verb '", arguments[0], "', want one of ", join(names, ", "),
+                              near.empty() ? "" : cat("; did you mean ", near, "?")));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run({argv + 1, argv + argc});
+  } catch (const Error& error) {
+    std::fprintf(stderr, "amoeba: %s\n", error.what());
+    return static_cast<int>(error.kind());
+  } catch (const std::exception& error) {
+    // The first line: LibTorch appends a stack trace.
+    const std::string text = error.what();
+    std::fprintf(stderr, "amoeba: internal error: %s\n", text.substr(0, text.find('\n')).c_str());
+    return static_cast<int>(ErrorKind::kInternal);
+  }
+}

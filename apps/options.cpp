@@ -1,0 +1,122 @@
+#include "apps/options.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+
+#include "amoeba/error.h"
+
+namespace amoeba::apps {
+
+namespace {
+
+volatile std::sig_atomic_t stop_signals = 0;
+
+void on_stop_signal(int signal) {
+  if (stop_signals > 0) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);
+  }
+  stop_signals = stop_signals + 1;
+}
+
+}  // namespace
+
+Parsed parse(const Command& command, const Arguments& arguments) {
+  CLI::App app(command.summary, "amoeba " + command.name);
+  app.set_help_flag("-h,--help", "show this help");
+  for (const Option& option : command.options) {
+    if (option.values != nullptr) {
+      app.add_option(option.name, *option.values, option.doc)->expected(1)->take_all();
+    } else if (option.text != nullptr) {
+      app.add_option(option.name, *option.text, option.doc)->take_last();
+    } else {
+      app.add_flag(option.name, *option.flag, option.doc);
+    }
+  }
+  app.allow_extras(command.takes_overrides);
+  Parsed parsed;
+  // CLI11 takes a vector in reverse order.
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
+  try {
+    app.parse(reversed);
+  } catch (const CLI::CallForHelp&) {
+    std::printf("%s", app.help().c_str());
+    if (command.help_footer) std::printf("\n%s", command.help_footer().c_str());
+    parsed.help_shown = true;
+    return parsed;
+  } catch (const CLI::ParseError& error) {
+    std::string text = error.what();
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    fail(ErrorKind::kUsage, cat(command.name, ": ", text, " (amoeba ", command.name, " --help)"));
+  }
+  parsed.rest = app.remaining();
+  return parsed;
+}
+
+int64_t to_integer(std::string_view option, const std::string& text) {
+  int64_t value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  AMOEBA_CHECK(status == std::errc() && end == text.data() + text.size() && value >= 0, option,
+               ": got '", text, "', want a whole number >= 0");
+  return value;
+}
+
+double to_number(std::string_view option, const std::string& text) {
+  double value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  AMOEBA_CHECK(status == std::errc() && end == text.data() + text.size(), option, ": got '", text,
+               "', want a number");
+  return value;
+}
+
+train::Progress terminal_progress() {
+  train::ProgressOptions options;
+  options.terminal = isatty(STDERR_FILENO) == 1;
+  winsize size{};
+  if (options.terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+    options.columns = size.ws_col;
+  }
+  return train::Progress(
+      [](std::string_view text) {
+        std::fwrite(text.data(), 1, text.size(), stderr);
+        std::fflush(stderr);
+      },
+      options);
+}
+
+LogSink terminal_log(train::Progress& progress) {
+  return [&progress](LogLevel level, std::string_view text) {
+    progress.line(level == LogLevel::kWarning ? cat("warning: ", text) : std::string(text));
+  };
+}
+
+void catch_stop_signals() {
+  std::signal(SIGINT, on_stop_signal);
+  std::signal(SIGTERM, on_stop_signal);
+}
+
+bool stop_requested() { return stop_signals > 0; }
+
+std::string quote_command(const std::string& verb, const Arguments& arguments) {
+  std::string command = "amoeba " + verb;
+  for (const std::string& argument : arguments) {
+    const bool plain = !argument.empty() &&
+                       argument.find_first_not_of(
+                           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                           "_-./=:,+@%") == std::string::npos;
+    std::string quoted = argument;
+    for (size_t at = 0; (at = quoted.find('\'', at)) != std::string::npos; at += 4) {
+      quoted.replace(at, 1, "'\\''");
+    }
+    command += plain ? " " + argument : " '" + quoted + "'";
+  }
+  return command;
+}
+
+}  // namespace amoeba::apps
