@@ -96,7 +96,7 @@ std::string format_count(int64_t value) {
   std::string text = std::to_string(value);
   const int64_t first_digit = value < 0 ? 1 : 0;
   for (auto i = static_cast<int64_t>(text.size()) - 3; i > first_digit; i -= 3) {
-    text.insert(static_cast<size_t>(i), ",");
+    text.insert(static_cast<size_t>(i), 1, ',');
   }
   return text;
 }
