@@ -356,7 +356,7 @@ TEST(SafetensorsTest, MutatedFilesAreRefusedOrConsistent) {
         default:
           text.insert(at, text.substr(from, random() % 16));
       }
-      if (text.empty()) text = "x";
+      if (text.empty()) text.push_back('x');
     }
     visit(text);
   }
