@@ -1,5 +1,5 @@
-// Every file operation of Amoeba goes through this interface, so that a test can make each one fail.
-// All functions throw Error(kData) with the operation, the path and the system's reason.
+// Every file operation of Amoeba goes through this interface, so that a test can make each one
+// fail. All functions throw Error(kData) with the operation, the path and the system's reason.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,6 @@ class FileSystem {
 
 class PosixFileSystem final : public FileSystem {
  public:
-  using FileSystem::FileSystem;
   std::unique_ptr<WritableFile> create(const std::string& path) override;
   std::unique_ptr<WritableFile> append(const std::string& path) override;
   std::string read(const std::string& path) override;
@@ -62,6 +61,12 @@ class PosixFileSystem final : public FileSystem {
   void remove_all(const std::string& path) override;
   int64_t free_bytes(const std::string& path) override;
 };
+
+// "a/b/" -> "a", "a" -> ".", "/a" -> "/".
+std::string parent_folder(const std::string& path);
+
+// create_directories, then a sync of the parent of `path` and of every folder that was missing.
+void create_directories_durably(FileSystem& files, const std::string& path);
 
 // Writes `text` to `path` so that a crash leaves the old file or the new one: temporary file beside
 // it, sync, rename, sync of the folder.

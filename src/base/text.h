@@ -1,6 +1,7 @@
 // Small text helpers shared by error messages and tables.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -16,11 +17,14 @@ std::string nearest_name(std::string_view name, std::span<const std::string> can
 std::vector<std::string> split(std::string_view text, char separator);
 std::string join(std::span<const std::string> parts, std::string_view separator);
 
+// `text` fit for a one-line message: control characters as \xNN, cut after `max_size` bytes.
+std::string printable(std::string_view text, size_t max_size = 200);
+
 // 1536 -> "1.5 KiB"; up to TiB, one decimal.
 std::string format_bytes(int64_t bytes);
 // 1234567 -> "1,234,567".
 std::string format_count(int64_t value);
-// 75 -> "1m15s"; 3700 -> "1h01m"; 4.2 -> "4s".
+// 75 -> "1m15s"; 3700 -> "1h01m"; 4.2 -> "4s"; negative or not finite -> "?".
 std::string format_duration(double seconds);
 
 }  // namespace amoeba

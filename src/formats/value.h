@@ -34,7 +34,8 @@ struct Value {
 };
 
 // Both refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
-// Error(kData): "NAME:line:column: reason". JSON integers outside int64 are refused.
+// Error(kData): "NAME:line:column: reason". JSON integers outside int64, TOML dates and TOML lines
+// of more than 1000 dots (dotted keys nest) are refused.
 Value parse_json(std::string_view text, std::string_view name);
 Value parse_toml(std::string_view text, std::string_view name);
 

@@ -1,0 +1,77 @@
+// Checkpoints on disk, without LibTorch.
+//
+//   RUN/checkpoints/step-00000100/manifest.json
+//                                 weights-00001-of-00002.safetensors ...
+//                                 optimizer-00001-of-00001.safetensors ...
+//
+// A folder gets its final name only when all of it is on disk, so a crash at any point leaves the
+// checkpoints that were there. "step-N.partial" is a save or a removal that did not finish;
+// "step-N.replaced" is the older of two saves of one step, kept until the newer one is in place.
+// There is no "latest" file: the newest folder whose hashes agree is the latest.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/file_system.h"
+#include "formats/safetensors.h"
+#include "formats/value.h"
+
+namespace amoeba::train {
+
+inline constexpr int64_t kCheckpointSchema = 1;
+inline constexpr int64_t kMaxShardBytes = int64_t{1} << 31;
+
+struct CheckpointContent {
+  int64_t step = 0;
+  std::vector<formats::TensorEntry> weights;
+  std::vector<formats::TensorEntry> optimizer;
+  formats::Value state;   // what resuming needs besides tensors: data cursor, tokens seen, ...
+  formats::Value config;  // the resolved configuration
+};
+
+// Writes a checkpoint and returns its folder. A tensor is never split: one larger than
+// `max_shard_bytes` gets a file of its own. On Error(kData) (no space, a failing disk) every
+// checkpoint that was there still is.
+std::string save_checkpoint(FileSystem& files, const std::string& run_folder,
+                            const CheckpointContent& content,
+                            int64_t max_shard_bytes = kMaxShardBytes);
+
+// A verified checkpoint; the tensors, in the order they were saved, point into the mapped files.
+struct Checkpoint {
+  std::string folder;
+  int64_t step = 0;
+  formats::Value state;
+  formats::Value config;
+  std::vector<formats::SafetensorsFile> files;
+  std::vector<formats::TensorEntry> weights;
+  std::vector<formats::TensorEntry> optimizer;
+};
+
+// Checks everything: schema, files, the exact set of tensors, each tensor's type and hash.
+// Error(kData) names the file and the tensor.
+Checkpoint load_checkpoint(FileSystem& files, const std::string& folder);
+
+struct CheckpointFolder {
+  int64_t step = 0;
+  std::string folder;
+};
+
+// The folders under `run_folder` that hold a manifest, newest first, not verified.
+std::vector<CheckpointFolder> find_checkpoints(FileSystem& files, const std::string& run_folder);
+
+struct LatestCheckpoint {
+  std::optional<Checkpoint> checkpoint;  // none: no folder verifies
+  std::vector<std::string> skipped;      // why each newer folder was passed over, one line each
+};
+LatestCheckpoint load_latest_checkpoint(FileSystem& files, const std::string& run_folder);
+
+// Removes all but the newest `keep_latest_k` checkpoints (0: keeps all; 1 is Error(kUsage)) and
+// what unfinished saves left, and returns the removed folders. Nothing is removed before the newest
+// checkpoint is verified; when it does not verify, its error is thrown.
+std::vector<std::string> prune_checkpoints(FileSystem& files, const std::string& run_folder,
+                                           int64_t keep_latest_k);
+
+}  // namespace amoeba::train
