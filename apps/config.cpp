@@ -27,11 +27,12 @@ int run_config(const Arguments& arguments) {
     return 0;
   }
   std::vector<std::string> configs;
-  const Command command{"config " + action,
-                        "Resolves configuration layers.",
-                        {{"--config", "preset name, TOML or JSON file; repeat for layers", &configs}},
-                        /*takes_overrides=*/true,
-                        {}};
+  const Command command{
+      "config " + action,
+      "Resolves configuration layers.",
+      {{"--config", "preset name, TOML or JSON file; repeat for layers", &configs}},
+      /*takes_overrides=*/true,
+      {}};
   const Parsed parsed = parse(command, rest);
   if (parsed.help_shown) return 0;
   PosixFileSystem files;
@@ -45,9 +46,9 @@ int run_config(const Arguments& arguments) {
     std::printf("ok\n");
   } else {
     const std::string near = nearest_name(action, actions);
-    fail(ErrorKind::kUsage, cat("config: unknown action '", action, "', want one of ",
-                                join(actions, ", "),
-                                near.empty() ? "" : cat("; did you mean ", near, "?")));
+    fail(ErrorKind::kUsage,
+         cat("config: unknown action '", action, "', want one of ", join(actions, ", "),
+             near.empty() ? "" : cat("; did you mean ", near, "?")));
   }
   return 0;
 }

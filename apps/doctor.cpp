@@ -33,7 +33,8 @@ void print_cpu() {
 }
 
 void print_backends(at::Device device, int compute_capability) {
-  std::printf("\nexpert backends on %s, model width 2048, hidden width 1408\n", device.str().c_str());
+  std::printf("\nexpert backends on %s, model width 2048, hidden width 1408\n",
+              device.str().c_str());
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
     nn::ExpertProblem problem;
     problem.device = device.is_cuda() ? nn::DeviceKind::kCuda : nn::DeviceKind::kCpu;
@@ -68,10 +69,11 @@ int run_doctor(const Arguments& arguments) {
   const auto driver = query_cuda_device(0);
   const at::Device device = train::resolve_device("auto");
   if (driver) {
-    std::printf("GPU:          %s, compute capability %d.%d, %s%s\n", driver->name.c_str(),
-                driver->compute_capability / 10, driver->compute_capability % 10,
-                format_bytes(driver->memory_bytes).c_str(),
-                device.is_cuda() ? "" : " (this torch cannot use it: CPU build, or no driver match)");
+    std::printf(
+        "GPU:          %s, compute capability %d.%d, %s%s\n", driver->name.c_str(),
+        driver->compute_capability / 10, driver->compute_capability % 10,
+        format_bytes(driver->memory_bytes).c_str(),
+        device.is_cuda() ? "" : " (this torch cannot use it: CPU build, or no driver match)");
   } else {
     std::printf("GPU:          none: no NVIDIA driver, or no device\n");
   }

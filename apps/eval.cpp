@@ -35,8 +35,7 @@ int run_eval(const Arguments& arguments) {
     config.data.weights.clear();
     config.data.validation_fraction = 1.0;
   }
-  const train::ValidationData data =
-      train::open_validation_data(files, config, *loaded.tokenizer);
+  const train::ValidationData data = train::open_validation_data(files, config, *loaded.tokenizer);
   AMOEBA_CHECK_KIND(kData, data.set.num_windows() > 0, "eval: the text holds no full window of ",
                     config.training.seq_len, " tokens");
   catch_stop_signals();

@@ -23,8 +23,9 @@ constexpr apps::Verb kVerbs[] = {
 };
 
 void print_help() {
-  std::printf("amoeba %s - trains Mixture-of-Experts language models\n\nusage: amoeba VERB [options]\n\n",
-              kVersion);
+  std::printf(
+      "amoeba %s - trains Mixture-of-Experts language models\n\nusage: amoeba VERB [options]\n\n",
+      kVersion);
   for (const apps::Verb& verb : kVerbs) std::printf("  %-10s %s\n", verb.name, verb.summary);
   std::printf(
       "\nA first run:  amoeba train --config demo --data.path TEXT_FILE\n"

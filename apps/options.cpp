@@ -106,10 +106,10 @@ bool stop_requested() { return stop_signals > 0; }
 std::string quote_command(const std::string& verb, const Arguments& arguments) {
   std::string command = "amoeba " + verb;
   for (const std::string& argument : arguments) {
-    const bool plain = !argument.empty() &&
-                       argument.find_first_not_of(
-                           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                           "_-./=:,+@%") == std::string::npos;
+    const bool plain =
+        !argument.empty() && argument.find_first_not_of(
+                                 "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                 "_-./=:,+@%") == std::string::npos;
     std::string quoted = argument;
     for (size_t at = 0; (at = quoted.find('\'', at)) != std::string::npos; at += 4) {
       quoted.replace(at, 1, "'\\''");

@@ -23,7 +23,8 @@ int run_train(const Arguments& arguments) {
         return std::string(
             "Examples:\n"
             "  amoeba train --config demo --data.path text.txt --run.folder runs/first\n"
-            "  amoeba train --config demo --config mine.toml --training.steps 2000 --resume auto\n");
+            "  amoeba train --config demo --config mine.toml --training.steps 2000 --resume "
+            "auto\n");
       }};
   Parsed parsed = parse(command, arguments);
   if (parsed.help_shown) return 0;

@@ -1,5 +1,5 @@
-// The verbs of the `amoeba` binary, one file each. main.cpp parses and reports errors; a verb gets the
-// arguments behind its name and returns the exit code.
+// The verbs of the `amoeba` binary, one file each. main.cpp parses and reports errors; a verb gets
+// the arguments behind its name and returns the exit code.
 #pragma once
 
 #include <string>

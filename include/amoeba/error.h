@@ -38,18 +38,19 @@ std::string cat(const Parts&... parts) {
 }  // namespace amoeba
 
 // User contract, always on: AMOEBA_CHECK(n > 0, "grouped_mm: n is ", n, ", want > 0").
-#define AMOEBA_CHECK_KIND(kind, condition, ...)                                          \
-  do {                                                                                   \
-    if (!(condition)) [[unlikely]]                                                       \
-      ::amoeba::fail(::amoeba::ErrorKind::kind, ::amoeba::cat(__VA_ARGS__));             \
+#define AMOEBA_CHECK_KIND(kind, condition, ...)                              \
+  do {                                                                       \
+    if (!(condition)) [[unlikely]]                                           \
+      ::amoeba::fail(::amoeba::ErrorKind::kind, ::amoeba::cat(__VA_ARGS__)); \
   } while (false)
 
 #define AMOEBA_CHECK(condition, ...) AMOEBA_CHECK_KIND(kUsage, condition, __VA_ARGS__)
 
 // Internal truth, always on outside inner loops: a failure is a bug in Amoeba.
-#define AMOEBA_ASSERT(condition)                                                         \
-  do {                                                                                   \
-    if (!(condition)) [[unlikely]]                                                       \
-      ::amoeba::fail(::amoeba::ErrorKind::kInternal,                                     \
-                     ::amoeba::cat(__FILE__, ":", __LINE__, ": internal check failed: ", #condition)); \
+#define AMOEBA_ASSERT(condition)                                                            \
+  do {                                                                                      \
+    if (!(condition)) [[unlikely]]                                                          \
+      ::amoeba::fail(                                                                       \
+          ::amoeba::ErrorKind::kInternal,                                                   \
+          ::amoeba::cat(__FILE__, ":", __LINE__, ": internal check failed: ", #condition)); \
   } while (false)

@@ -2,7 +2,8 @@
 //
 // This header is the contract that the implementations in kernels/cpu and kernels/cuda and the
 // registered operators (src/ops/schemas.h) share.
-// Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K routed rows.
+// Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K routed
+// rows.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,8 @@ enum class GateUpLayout : int32_t {
 
 enum class Activation : int32_t {
   kSwiglu,         // silu(g) * u
-  kSwigluClamped,  // gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit), g * sigmoid(alpha g) * (u + 1)
+  kSwigluClamped,  // gpt-oss: g = min(g, limit), u = clamp(u, -limit, limit), g * sigmoid(alpha g)
+                   // * (u + 1)
 };
 
 // What forward keeps for backward, per routed row: 2H pre-activations, the same in fp8, or nothing.
@@ -48,9 +50,10 @@ struct ExpertsOptions {
 };
 
 // Routing metadata by a stable counting sort.
-//   expert_ids [T, K] int32 or int64; -1 and E skip the slot, any other id outside [0, E) is skipped
-//   and sets kErrorBadId. counts [E], offsets [E+1], row_slot [R], slot_row [T, K], error [1]: int32.
-//   row_slot[r] = t*K + k of sorted row r, -1 past offsets[E]; slot_row is its inverse, -1: skipped.
+//   expert_ids [T, K] int32 or int64; -1 and E skip the slot, any other id outside [0, E) is
+//   skipped and sets kErrorBadId. counts [E], offsets [E+1], row_slot [R], slot_row [T, K], error
+//   [1]: int32. row_slot[r] = t*K + k of sorted row r, -1 past offsets[E]; slot_row is its inverse,
+//   -1: skipped.
 struct RouteArguments {
   View expert_ids;
   int64_t num_experts = 0;
@@ -62,25 +65,27 @@ struct RouteArguments {
 };
 
 // Inputs that forward and backward share. Two entries: with row_slot and slot_row, x is [T, D] and
-// gather and weighted combine are part of the operation; without them x is [R, D] grouped by expert.
+// gather and weighted combine are part of the operation; without them x is [R, D] grouped by
+// expert.
 struct ExpertsArguments {
-  View x;                          // [T, D] or [R, D]
-  View scores;                     // [T, K] or data == nullptr: weight 1
+  View x;                             // [T, D] or [R, D]
+  View scores;                        // [T, K] or data == nullptr: weight 1
   const int32_t* offsets = nullptr;   // [E+1]
   const int32_t* row_slot = nullptr;  // [R] or nullptr
   const int32_t* slot_row = nullptr;  // [T, K] or nullptr
-  View gate_up[2];                 // the stored parameter(s); [1] only for kSeparate
-  View gate_up_bias[2];            // [E, H] each, or [E, 2H]; data == nullptr: none
-  View down;                       // [E, D, H], or [E, H, D] when transposed
-  View down_bias;                  // [E, D] or none
-  int64_t num_rows = 0;            // R
-  int64_t num_experts = 0;         // E
-  int64_t hidden_dim = 0;          // H
-  int32_t* error = nullptr;        // [1]
+  View gate_up[2];                    // the stored parameter(s); [1] only for kSeparate
+  View gate_up_bias[2];               // [E, H] each, or [E, 2H]; data == nullptr: none
+  View down;                          // [E, D, H], or [E, H, D] when transposed
+  View down_bias;                     // [E, D] or none
+  int64_t num_rows = 0;               // R
+  int64_t num_experts = 0;            // E
+  int64_t hidden_dim = 0;             // H
+  int32_t* error = nullptr;           // [1]
 };
 
 // Gradients to write; data == nullptr: not wanted, and not computed. `accumulate` adds the weight
-// gradients to what is there instead of overwriting; an expert without rows gets zeros or no addition.
+// gradients to what is there instead of overwriting; an expert without rows gets zeros or no
+// addition.
 struct ExpertsGradients {
   View dx;
   View dscores;

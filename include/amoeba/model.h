@@ -31,9 +31,9 @@ struct ModelConfig {
 };
 
 struct ModelInput {
-  at::Tensor tokens;       // [T] int64
+  at::Tensor tokens;  // [T] int64
   SequenceLayout layout;
-  at::Tensor token_mask;   // [T] bool, false: padding, never routed; undefined: none
+  at::Tensor token_mask;  // [T] bool, false: padding, never routed; undefined: none
 };
 
 struct ModelOutput {
@@ -51,15 +51,15 @@ struct BlockOutput {
 
 // Exact sizes and work of a configuration.
 struct ModelSize {
-  int64_t total = 0;   // trained parameters; the balance bias is a buffer
-  int64_t active = 0;  // the routed experts counted K of E
+  int64_t total = 0;           // trained parameters; the balance bias is a buffer
+  int64_t active = 0;          // the routed experts counted K of E
   double flops_per_token = 0;  // forward and backward, 6 (active - input embedding) + attention
 };
 
 class Model {
  public:
-  // Allocates parameters on `device` (meta: shapes only) and initialises them from `seed`. A model is
-  // never left uninitialised. Error(kUsage) when the backend cannot run the experts.
+  // Allocates parameters on `device` (meta: shapes only) and initialises them from `seed`. A model
+  // is never left uninitialised. Error(kUsage) when the backend cannot run the experts.
   Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed);
 
   ModelOutput forward(const ModelInput& input, std::vector<KvCache>* caches = nullptr);

@@ -24,19 +24,19 @@ struct RunContext {
 
 struct RunSummary {
   int64_t step = 0;
-  bool stopped = false;           // by stop_requested, before all steps were done
-  double validation_loss = 0;     // nats a token; NaN when nothing was evaluated
-  double bits_per_byte = 0;       // NaN when nothing was evaluated
-  double train_seconds = 0;       // steps only, without set-up, evaluation and saving
+  bool stopped = false;        // by stop_requested, before all steps were done
+  double validation_loss = 0;  // nats a token; NaN when nothing was evaluated
+  double bits_per_byte = 0;    // NaN when nothing was evaluated
+  double train_seconds = 0;    // steps only, without set-up, evaluation and saving
   double tokens_per_second = 0;
   std::string sample;
-  std::string checkpoint;         // folder of the last one; empty when none was written
-  std::string report;             // path; empty when off
+  std::string checkpoint;  // folder of the last one; empty when none was written
+  std::string report;      // path; empty when off
 };
 
 // Trains until training.steps. `schema` is config's, for the record of what was set where.
-// Errors: kUsage (contradictions, unknown backend), kData (files), kNumeric (too many rejected steps
-// one after the other; the last good state is saved first).
+// Errors: kUsage (contradictions, unknown backend), kData (files), kNumeric (too many rejected
+// steps one after the other; the last good state is saved first).
 RunSummary train(const RunConfig& config, const formats::Schema& schema, RunContext& context);
 
 }  // namespace amoeba::train

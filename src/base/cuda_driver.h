@@ -1,5 +1,5 @@
-// Facts about a CUDA device from the driver library, opened at run time: nothing of CUDA is needed to
-// build or to run without a GPU.
+// Facts about a CUDA device from the driver library, opened at run time: nothing of CUDA is needed
+// to build or to run without a GPU.
 #pragma once
 
 #include <cstdint>

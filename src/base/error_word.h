@@ -1,5 +1,5 @@
-// Bits of the error word, one int32 a device: operations OR a bit in and go on without writing out of
-// range; the host reads the word together with the loss.
+// Bits of the error word, one int32 a device: operations OR a bit in and go on without writing out
+// of range; the host reads the word together with the loss.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Counter-based randomness: a value is a pure function of (seed, stream, counter), so resuming needs
-// no saved generator state.
+// Counter-based randomness: a value is a pure function of (seed, stream, counter), so resuming
+// needs no saved generator state.
 #pragma once
 
 #include <cstdint>

@@ -47,8 +47,8 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          KvCache& cache) {
   const int64_t tokens = q.size(0);
-  AMOEBA_CHECK(cache.length == 0 || tokens == 1,
-               "attention: got ", tokens, " tokens on a cache of ", cache.length,
+  AMOEBA_CHECK(cache.length == 0 || tokens == 1, "attention: got ", tokens,
+               " tokens on a cache of ", cache.length,
                ", want the whole prompt first and then one token a call");
   AMOEBA_CHECK(cache.length + tokens <= cache.keys.size(2), "attention: the cache holds ",
                cache.keys.size(2), " positions, want ", cache.length + tokens);

@@ -38,14 +38,15 @@ struct SequenceLayout {
 
 // Keys and values of the tokens so far of one sequence, for generation (batch size 1).
 struct KvCache {
-  at::Tensor keys;    // [1, kv heads, max positions, head dim]
+  at::Tensor keys;  // [1, kv heads, max positions, head dim]
   at::Tensor values;
   int64_t length = 0;
 };
 
 class Attention {
  public:
-  // Declares `<prefix>.wq.weight` [heads*hd, D], `.wk`, `.wv` [kv heads*hd, D], `.wo` [D, heads*hd].
+  // Declares `<prefix>.wq.weight` [heads*hd, D], `.wk`, `.wv` [kv heads*hd, D], `.wo` [D,
+  // heads*hd].
   Attention(const AttentionConfig& config, const std::string& prefix, double output_std,
             ParameterStore& store);
 

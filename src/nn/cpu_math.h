@@ -7,7 +7,8 @@
 // The loop is compiled for each of these and the best is picked when the program loads. Results can
 // differ in the last bit between CPUs, never between runs or thread counts on one CPU.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define AMOEBA_CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define AMOEBA_CPU_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define AMOEBA_CPU_CLONES
 #endif

@@ -1,7 +1,6 @@
 #include "nn/dispatch.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty.h>
@@ -14,12 +13,11 @@
 #include <vector>
 
 #include "nn/cpu_math.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
 namespace {
-
-constexpr int64_t kTokensPerTask = 32;
 
 AMOEBA_CPU_CLONES
 void add_scaled(const float* x, float scale, float* y, int64_t size) {
@@ -59,7 +57,7 @@ at::Tensor weighted_sum(const at::Tensor& rows, const at::Tensor& scores,
   const float* weight = scores.defined() ? scores.const_data_ptr<float>() : nullptr;
   const int64_t* row_of = slot_row.const_data_ptr<int64_t>();
   float* out = y.mutable_data_ptr<float>();
-  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       std::fill_n(out + t * size, size, 0.0f);
       for (int64_t slot = t * top_k; slot < (t + 1) * top_k; ++slot) {
@@ -109,13 +107,13 @@ CombineGradients combine_backward(const at::Tensor& rows, const at::Tensor& scor
   const float *in = rows.const_data_ptr<float>(), *weight = scores.const_data_ptr<float>();
   const float* dy_data = dy.const_data_ptr<float>();
   const int64_t* row_of = slot_row.const_data_ptr<int64_t>();
-  float *drows = grads.rows.mutable_data_ptr<float>();
-  float *dscores = grads.scores.mutable_data_ptr<float>();
-  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+  float* drows = grads.rows.mutable_data_ptr<float>();
+  float* dscores = grads.scores.mutable_data_ptr<float>();
+  parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin * top_k; slot < end * top_k; ++slot) {
       const int64_t row = row_of[slot] * size;
-      dscores[slot] = scale_and_dot(in + row, dy_data + slot / top_k * size, weight[slot],
-                                    drows + row, size);
+      dscores[slot] =
+          scale_and_dot(in + row, dy_data + slot / top_k * size, weight[slot], drows + row, size);
     }
   });
   return grads;
@@ -175,9 +173,10 @@ at::Tensor gather_rows(const at::Tensor& x, const Routes& routes) {
 }
 
 at::Tensor combine_rows(const at::Tensor& rows, const at::Tensor& scores, const Routes& routes) {
-  if (scores.defined()) return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
-  const at::Tensor ones =
-      at::ones({routes.slot_row.numel() / routes.top_k, routes.top_k}, rows.options().dtype(at::kFloat));
+  if (scores.defined())
+    return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
+  const at::Tensor ones = at::ones({routes.slot_row.numel() / routes.top_k, routes.top_k},
+                                   rows.options().dtype(at::kFloat));
   return CombineRows::apply(rows.contiguous(), ones, routes.slot_row);
 }
 

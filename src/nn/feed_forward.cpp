@@ -11,8 +11,8 @@ FeedForward::FeedForward(int64_t dim, int64_t hidden_dim, const std::string& pre
                                      truncated_normal_init(0.02), true),
                        store.declare(prefix + ".w3.weight", {hidden_dim, dim},
                                      truncated_normal_init(output_std), true)})),
-      w2_(store.declare(prefix + ".w2.weight", {dim, hidden_dim},
-                        truncated_normal_init(output_std), true)) {}
+      w2_(store.declare(prefix + ".w2.weight", {dim, hidden_dim}, truncated_normal_init(output_std),
+                        true)) {}
 
 at::Tensor FeedForward::forward(const at::Tensor& x) const {
   return linear(swiglu(linear(x, *w13_)), *w2_);

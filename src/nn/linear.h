@@ -7,8 +7,8 @@
 
 namespace amoeba::nn {
 
-// x [T, I] in the weight's compute dtype, weight [O, I] -> [T, O]. Backward returns the gradient of x
-// and adds x's and y's outer product to weight.grad in fp32.
+// x [T, I] in the weight's compute dtype, weight [O, I] -> [T, O]. Backward returns the gradient of
+// x and adds x's and y's outer product to weight.grad in fp32.
 at::Tensor linear(const at::Tensor& x, const Parameter& weight);
 
 }  // namespace amoeba::nn

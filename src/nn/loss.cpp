@@ -23,8 +23,8 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
   const at::Tensor x = hidden.detach();
   const at::Tensor& weight = lm_head.compute;
   const int64_t tokens = x.size(0), vocab = weight.size(0);
-  const int64_t chunk = std::max<int64_t>(
-      1, options.max_chunk_bytes / (vocab * static_cast<int64_t>(sizeof(float))));
+  const int64_t chunk =
+      std::max<int64_t>(1, options.max_chunk_bytes / (vocab * static_cast<int64_t>(sizeof(float))));
   LossOutput out;
   out.loss_sum = at::zeros({}, x.options().dtype(at::kDouble));
   if (with_grad) out.dhidden = at::empty_like(x);

@@ -40,14 +40,15 @@ Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype,
   store_.allocate(device, dtype, seed);
   rope_ = make_rope_table(config.max_seq_len, config.attention.head_dim, config.rope_theta, device);
   const int64_t experts = config.moe.router.num_experts;
-  expert_bias_ = at::zeros({config.num_layers, experts}, at::TensorOptions(at::kFloat).device(device));
+  expert_bias_ =
+      at::zeros({config.num_layers, experts}, at::TensorOptions(at::kFloat).device(device));
   error_word_ = at::zeros({1}, at::TensorOptions(at::kInt).device(device));
   const at::Tensor row = at::empty({0, dim}, at::TensorOptions(dtype).device(device));
-  const at::Tensor w1 = at::empty({experts, config.moe.hidden_dim, dim},
-                                  at::TensorOptions(dtype).device(at::kMeta));
+  const at::Tensor w1 =
+      at::empty({experts, config.moe.hidden_dim, dim}, at::TensorOptions(dtype).device(at::kMeta));
   if (!device.is_meta()) {
-    expert_choice_ = choose_expert_backend(config.compute_backend,
-                                           describe_problem(row, w1, /*has_output_postprocess=*/false));
+    expert_choice_ = choose_expert_backend(
+        config.compute_backend, describe_problem(row, w1, /*has_output_postprocess=*/false));
   }
 }
 
@@ -58,9 +59,9 @@ BlockOutput Model::block(int64_t layer, const at::Tensor& hidden, const ModelInp
   const at::Tensor x =
       hidden + block.attention.forward(rms_norm(hidden, *block.attention_norm, eps), input.layout,
                                        rope_, cache);
-  MoeOutput moe = block.moe.forward(rms_norm(x, *block.ffn_norm, eps), expert_bias_.select(0, layer),
-                                    input.token_mask, expert_ids, error_word_,
-                                    *expert_choice_.backend, expert_stats_);
+  MoeOutput moe = block.moe.forward(rms_norm(x, *block.ffn_norm, eps),
+                                    expert_bias_.select(0, layer), input.token_mask, expert_ids,
+                                    error_word_, *expert_choice_.backend, expert_stats_);
   return {x + moe.y, moe.expert_ids, moe.counts, moe.aux_loss};
 }
 
@@ -100,13 +101,13 @@ ModelSize Model::size(int64_t seq_len) const {
   const int64_t expert = 3 * moe.router.dim * moe.hidden_dim;
   size.active =
       size.total - config_.num_layers * expert * (moe.router.num_experts - moe.router.top_k);
-  // Tied embeddings are counted once and are the output projection; untied, the input one is a look-up.
+  // Tied embeddings are counted once and are the output projection; untied, the input one is a
+  // look-up.
   const int64_t embedding = config_.tie_embeddings ? 0 : embedding_->numel();
   const AttentionConfig& attention = config_.attention;
-  size.flops_per_token =
-      6.0 * static_cast<double>(size.active - embedding) +
-      6.0 * static_cast<double>(config_.num_layers * attention.num_heads * 2 * attention.head_dim *
-                                seq_len);
+  size.flops_per_token = 6.0 * static_cast<double>(size.active - embedding) +
+                         6.0 * static_cast<double>(config_.num_layers * attention.num_heads * 2 *
+                                                   attention.head_dim * seq_len);
   return size;
 }
 

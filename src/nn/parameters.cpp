@@ -21,7 +21,7 @@ class UseParameter : public torch::autograd::Function<UseParameter> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& master,
                             const at::Tensor& compute, const at::Tensor& grad) {
-    (void)master;  // present so that the output is part of the graph
+    (void)master;                        // present so that the output is part of the graph
     context->saved_data["grad"] = grad;  // not a saved variable: it changes in place meanwhile
     return compute.detach();
   }

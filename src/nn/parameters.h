@@ -1,9 +1,9 @@
 // The flat parameter store: every trained tensor is a view into one buffer per optimizer group.
 //
-// A group holds fp32 masters, fp32 gradients and the two AdamW moments as four flat tensors of equal
-// length, so that the optimizer, the gradient norm and zeroing are one call each. With a compute
-// dtype other than fp32 a group also holds a shadow of the masters in that dtype, refreshed by
-// refresh_compute(). Gradients are added to the flat buffer in place and stay views of it.
+// A group holds fp32 masters, fp32 gradients and the two AdamW moments as four flat tensors of
+// equal length, so that the optimizer, the gradient norm and zeroing are one call each. With a
+// compute dtype other than fp32 a group also holds a shadow of the masters in that dtype, refreshed
+// by refresh_compute(). Gradients are added to the flat buffer in place and stay views of it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,15 +31,16 @@ struct Parameter {
   std::string name;
   std::vector<int64_t> shape;
   Init init;
-  bool decay = true;    // in the weight-decay group
+  bool decay = true;       // in the weight-decay group
   bool keep_fp32 = false;  // compute in fp32 whatever the compute dtype (norms, router)
-  int64_t offset = 0;   // first element within its group
-  at::Tensor master;    // fp32 leaf; requires grad once there is training state
-  at::Tensor compute;   // what forward reads: the shadow, or the master's own storage
-  at::Tensor grad;      // fp32 view of the flat gradient
+  int64_t offset = 0;      // first element within its group
+  at::Tensor master;       // fp32 leaf; requires grad once there is training state
+  at::Tensor compute;      // what forward reads: the shadow, or the master's own storage
+  at::Tensor grad;         // fp32 view of the flat gradient
 
   int64_t numel() const;
-  // `compute` as an autograd input: the gradient that reaches it is added to `grad` and stops there.
+  // `compute` as an autograd input: the gradient that reaches it is added to `grad` and stops
+  // there.
   at::Tensor use() const;
 };
 
@@ -58,8 +59,8 @@ class ParameterStore {
   Parameter* declare(std::string name, std::vector<int64_t> shape, Init init, bool decay,
                      bool keep_fp32 = false);
 
-  // A handle over parameters declared one after the other with equal trailing dimensions: their rows
-  // stacked along the first, so that one product serves all. It is not a parameter of its own.
+  // A handle over parameters declared one after the other with equal trailing dimensions: their
+  // rows stacked along the first, so that one product serves all. It is not a parameter of its own.
   const Parameter* join(const std::vector<Parameter*>& parts);
 
   // Makes the buffers on `device` (meta is legal: shapes only) and fills masters from (seed, name),

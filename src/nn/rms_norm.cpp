@@ -1,7 +1,6 @@
 #include "nn/rms_norm.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/rsqrt.h>
@@ -12,13 +11,14 @@
 #include <cmath>
 
 #include "nn/cpu_math.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
 namespace {
 
-constexpr int64_t kLanes = 16;        // independent partial sums, so that the loops vectorise
-constexpr int64_t kRowsPerBlock = 64; // weight-gradient partials: fixed, whatever the thread count
+constexpr int64_t kLanes = 16;         // independent partial sums, so that the loops vectorise
+constexpr int64_t kRowsPerBlock = 64;  // weight-gradient partials: fixed, whatever the thread count
 
 AMOEBA_CPU_CLONES
 float dot(const float* a, const float* b, int64_t size) {
@@ -67,7 +67,7 @@ Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps
   Normalised out{at::empty_like(x), at::empty({rows, 1}, x.options())};
   const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   float *y = out.y.mutable_data_ptr<float>(), *rstd = out.rstd.mutable_data_ptr<float>();
-  at::parallel_for(0, rows, kRowsPerBlock, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* in = x_data + row * size;
       const float mean = dot(in, in, size) / static_cast<float>(size);
@@ -87,7 +87,7 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
   const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   const float *dy_data = dy.const_data_ptr<float>(), *rstd_data = rstd.const_data_ptr<float>();
   float *dx_data = dx.mutable_data_ptr<float>(), *sums = partial.mutable_data_ptr<float>();
-  at::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(num_blocks, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, rows); ++row) {
       const int64_t at = row * size;
       backward_row(x_data + at, w, dy_data + at, rstd_data[row], dx_data + at,

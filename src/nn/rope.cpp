@@ -1,7 +1,6 @@
 #include "nn/rope.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/empty_like.h>
@@ -12,12 +11,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "nn/cpu_math.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
 namespace {
-
-constexpr int64_t kTokensPerTask = 32;
 
 // `direction` 1 rotates, -1 rotates back: the backward of a rotation.
 AMOEBA_CPU_CLONES
@@ -45,7 +43,7 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
   const float* sin = table.sin.const_data_ptr<float>();
   const int64_t* at_position = positions.const_data_ptr<int64_t>();
   float* out = y.mutable_data_ptr<float>();
-  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       const int64_t row = at_position[token] * half;
       for (int64_t head = 0; head < heads; ++head) {

@@ -1,28 +1,27 @@
 #include "nn/router.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/isnan.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/sign.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/ones_like.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "base/error_word.h"
 #include "nn/linear.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
 namespace {
 
-constexpr int64_t kTokensPerTask = 256;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 at::Tensor replace_nan(const at::Tensor& x) { return at::where(at::isnan(x), kLowest, x); }
@@ -52,7 +51,7 @@ at::Tensor select_experts(const at::Tensor& choice, int64_t top_k) {
   at::Tensor ids = at::empty({tokens, top_k}, clean.options().dtype(at::kLong));
   const float* values = clean.const_data_ptr<float>();
   int64_t* out = ids.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, tokens, kTokensPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       select_row(values + t * num_experts, num_experts, top_k, out + t * top_k);
     }
@@ -99,18 +98,17 @@ RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
   }
   const at::Tensor scores_TE = at::softmax(replace_nan(logits), -1);
   RouterOutput out;
-  const at::Tensor ids =
-      expert_ids.defined() ? expert_ids.clamp_max(config_.num_experts - 1)
-                           : select_experts(scores_TE.detach() + expert_bias, config_.top_k);
+  const at::Tensor ids = expert_ids.defined()
+                             ? expert_ids.clamp_max(config_.num_experts - 1)
+                             : select_experts(scores_TE.detach() + expert_bias, config_.top_k);
   out.scores = scores_TE.gather(1, ids);
   if (config_.route_norm) out.scores = out.scores / (out.scores.sum(-1, true) + 1e-20);
   if (config_.route_scale != 1.0) out.scores = out.scores * config_.route_scale;
   out.expert_ids =
       expert_ids.defined()
           ? expert_ids
-          : (token_mask.defined()
-                 ? at::where(token_mask.unsqueeze(1), ids, config_.num_experts)
-                 : ids);
+          : (token_mask.defined() ? at::where(token_mask.unsqueeze(1), ids, config_.num_experts)
+                                  : ids);
   out.counts = count_experts(out.expert_ids, config_.num_experts);
   out.aux_loss = load_balance_loss(scores_TE, out.counts, config_.top_k, token_mask);
   return out;

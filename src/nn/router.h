@@ -16,7 +16,7 @@ struct RouterConfig {
   int64_t dim = 0;
   int64_t num_experts = 0;
   int64_t top_k = 0;
-  bool route_norm = false;   // selected scores divided by their sum
+  bool route_norm = false;  // selected scores divided by their sum
   double route_scale = 1.0;
 };
 
@@ -27,15 +27,15 @@ struct RouterOutput {
   at::Tensor aux_loss;    // fp32 scalar, differentiable
 };
 
-// The K largest of each row of choice [T, E] fp32, best first; equal values: the lower id. NaN counts
-// as the lowest value, so ids are always in range and distinct.
+// The K largest of each row of choice [T, E] fp32, best first; equal values: the lower id. NaN
+// counts as the lowest value, so ids are always in range and distinct.
 at::Tensor select_experts(const at::Tensor& choice, int64_t top_k);
 
 // Rows per expert [E] int64 of ids in [0, E]; E (skipped slots) is not counted. No host read.
 at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts);
 
-// E * sum_e f_e P_e (Switch Transformer, Fedus et al. 2021, eq. 4): f_e the share of the T*K choices
-// that expert e got (no gradient), P_e its mean score. 1 when balanced.
+// E * sum_e f_e P_e (Switch Transformer, Fedus et al. 2021, eq. 4): f_e the share of the T*K
+// choices that expert e got (no gradient), P_e its mean score. 1 when balanced.
 at::Tensor load_balance_loss(const at::Tensor& scores_TE, const at::Tensor& counts, int64_t top_k,
                              const at::Tensor& token_mask);
 
@@ -57,8 +57,9 @@ class Router {
   const Parameter* gate_;
 };
 
-// expert_bias [L, E] fp32 += coeff * sign(mean(counts) - counts), centred to mean zero (DeepSeek-V3's
-// balancing without an auxiliary loss, as torchtitan applies it). counts [L, E] of one whole step.
+// expert_bias [L, E] fp32 += coeff * sign(mean(counts) - counts), centred to mean zero
+// (DeepSeek-V3's balancing without an auxiliary loss, as torchtitan applies it). counts [L, E] of
+// one whole step.
 at::Tensor balanced_expert_bias(const at::Tensor& expert_bias, const at::Tensor& counts,
                                 double coeff);
 

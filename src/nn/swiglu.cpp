@@ -1,7 +1,6 @@
 #include "nn/swiglu.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -9,12 +8,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "nn/cpu_math.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
 namespace {
-
-constexpr int64_t kRowsPerTask = 16;
 
 AMOEBA_CPU_CLONES
 void forward_row(const float* gate, const float* up, float* y, int64_t size) {
@@ -46,7 +44,7 @@ at::Tensor forward_rows(const at::Tensor& gate_up) {
   at::Tensor y = at::empty({rows, size}, gate_up.options());
   const float* in = gate_up.const_data_ptr<float>();
   float* out = y.mutable_data_ptr<float>();
-  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* gate = in + row * 2 * size;
       forward_row(gate, gate + size, out + row * size, size);
@@ -68,7 +66,7 @@ at::Tensor backward_rows(const at::Tensor& gate_up, const at::Tensor& dy) {
   at::Tensor dgate_up = at::empty_like(gate_up);
   const float *in = gate_up.const_data_ptr<float>(), *grad = dy.const_data_ptr<float>();
   float* out = dgate_up.mutable_data_ptr<float>();
-  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* gate = in + row * 2 * size;
       float* dgate = out + row * 2 * size;

@@ -39,7 +39,8 @@ at::Device resolve_device(const std::string& name) {
   if (name == "cpu") return at::kCPU;
   AMOEBA_CHECK(name == "auto" || name == "cuda", "training.device: got '", name,
                "', want auto, cpu or cuda");
-  if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) return at::Device(at::kCUDA, 0);
+  if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0)
+    return at::Device(at::kCUDA, 0);
   AMOEBA_CHECK(name == "auto",
                "training.device: got 'cuda', but this torch sees no CUDA device; want auto or cpu");
   return at::kCPU;

@@ -23,9 +23,9 @@ Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOp
     const int64_t size = std::min(options.batch_size, total - out.windows);
     const ValidationBatch batch = set.batch(out.windows, size);
     const DeviceBatch on_device = to_device(batch.micro_batch, model.device());
-    const nn::LossOutput loss = nn::lm_head_cross_entropy(
-        model.forward(on_device.input).hidden, model.lm_head(), on_device.targets,
-        {1.0, options.loss_chunk_bytes});
+    const nn::LossOutput loss =
+        nn::lm_head_cross_entropy(model.forward(on_device.input).hidden, model.lm_head(),
+                                  on_device.targets, {1.0, options.loss_chunk_bytes});
     loss_sum += loss.loss_sum.item<double>();
     tokens += batch.micro_batch.valid_tokens;
     bytes += batch.num_bytes;

@@ -21,14 +21,14 @@ at::Tensor next_logits(nn::Model& model, const std::vector<int32_t>& tokens,
                        std::vector<nn::KvCache>& caches) {
   const auto count = static_cast<int64_t>(tokens.size());
   nn::ModelInput input;
-  input.tokens = at::from_blob(const_cast<int32_t*>(tokens.data()), {count},
-                               at::TensorOptions(at::kInt))
-                     .to(at::kLong)
-                     .to(model.device());
+  input.tokens =
+      at::from_blob(const_cast<int32_t*>(tokens.data()), {count}, at::TensorOptions(at::kInt))
+          .to(at::kLong)
+          .to(model.device());
   input.layout.batch_size = 1;
   input.layout.seq_len = count;
-  input.layout.positions = at::arange(caches[0].length, caches[0].length + count,
-                                      input.tokens.options());
+  input.layout.positions =
+      at::arange(caches[0].length, caches[0].length + count, input.tokens.options());
   const at::Tensor hidden = model.forward(input, &caches).hidden;
   return model.logits(hidden.narrow(0, count - 1, 1)).squeeze(0).to(at::kCPU).to(at::kDouble);
 }
@@ -79,8 +79,8 @@ Generated generate(nn::Model& model, const formats::Tokenizer& tokenizer, std::s
     }
     const at::Tensor logits = next_logits(model, pending, caches);
     seen.insert(seen.end(), pending.begin(), pending.end());
-    const double uniform = random_uniform(options.seed, kSampleStream,
-                                          static_cast<uint64_t>(out.num_tokens));
+    const double uniform =
+        random_uniform(options.seed, kSampleStream, static_cast<uint64_t>(out.num_tokens));
     const int32_t token = sample(logits, tokenizer.vocab_size(), options.temperature, uniform);
     ++out.num_tokens;
     if (token == tokenizer.end_of_document()) break;

@@ -21,7 +21,7 @@ struct GenerateOptions {
 };
 
 struct Generated {
-  std::string text;        // without the prompt
+  std::string text;  // without the prompt
   int64_t num_tokens = 0;
 };
 

@@ -26,8 +26,8 @@ struct LoadModelOptions {
   std::string compute_backend;  // empty: as the run was configured
 };
 
-// `path`: a checkpoint's folder, or a run's folder: its newest checkpoint that verifies. What is passed
-// over goes to `log`. Error(kData) when there is none.
+// `path`: a checkpoint's folder, or a run's folder: its newest checkpoint that verifies. What is
+// passed over goes to `log`. Error(kData) when there is none.
 LoadedModel load_model(FileSystem& files, const std::string& path, const LoadModelOptions& options,
                        const LogSink& log);
 

@@ -6,7 +6,8 @@
 
 namespace amoeba::train {
 
-// `tokenizer_vocab_size`: smallest legal vocabulary. Error(kUsage) when model.vocab_size is smaller.
+// `tokenizer_vocab_size`: smallest legal vocabulary. Error(kUsage) when model.vocab_size is
+// smaller.
 nn::ModelConfig make_model_config(const RunConfig& config, int64_t tokenizer_vocab_size);
 
 }  // namespace amoeba::train

@@ -130,7 +130,8 @@ void Run::start() {
   const std::string& resume = config_.checkpoint.resume;
   if (resume == "none") {
     const auto existing = find_checkpoints(context_.files, folder);
-    AMOEBA_CHECK(existing.empty(), "train: run.folder '", folder, "' already holds checkpoints (newest step ",
+    AMOEBA_CHECK(existing.empty(), "train: run.folder '", folder,
+                 "' already holds checkpoints (newest step ",
                  existing.empty() ? 0 : existing[0].step,
                  "); continue it with --resume auto, or give another --run.folder");
   }
@@ -287,8 +288,8 @@ void Run::log_step(const StepResult& result, double lr) {
   record.memory_reserved_bytes = memory.reserved_bytes;
   record.memory_peak_bytes = memory.peak_bytes;
   if (memory.capacity_bytes > 0) {
-    record.memory_percent = 100.0 * static_cast<double>(memory.peak_bytes) /
-                            static_cast<double>(memory.capacity_bytes);
+    record.memory_percent =
+        100.0 * static_cast<double>(memory.peak_bytes) / static_cast<double>(memory.capacity_bytes);
   }
   record.tokens_seen = tokens_seen_;
   record.rejected = result.rejected;
@@ -306,8 +307,9 @@ void Run::log_step(const StepResult& result, double lr) {
         {layer, {load + layer * counts.size(1), load + (layer + 1) * counts.size(1)}});
   }
   metrics_->write(record);
-  const double left = session_seconds_ / static_cast<double>(std::max<int64_t>(1, session_tokens_)) *
-                      static_cast<double>((config_.training.steps - step_) * loader_.tokens_per_step());
+  const double left =
+      session_seconds_ / static_cast<double>(std::max<int64_t>(1, session_tokens_)) *
+      static_cast<double>((config_.training.steps - step_) * loader_.tokens_per_step());
   context_.progress.line(format_step(record, config_.training.steps, left));
   interval_ = {};
   model_.expert_stats() = {};
@@ -319,11 +321,11 @@ void Run::count_rejection(const StepResult& result) {
     return;
   }
   ++rejected_in_a_row_;
-  context_.log(LogLevel::kWarning,
-               cat("step ", step_, " rejected: loss ", result.loss, ", grad_norm ",
-                   result.grad_norm, "; weights and optimizer keep their values (",
-                   rejected_in_a_row_, " in a row, the run stops at ",
-                   config_.training.max_rejected_steps, ")"));
+  context_.log(
+      LogLevel::kWarning,
+      cat("step ", step_, " rejected: loss ", result.loss, ", grad_norm ", result.grad_norm,
+          "; weights and optimizer keep their values (", rejected_in_a_row_,
+          " in a row, the run stops at ", config_.training.max_rejected_steps, ")"));
   if (rejected_in_a_row_ < config_.training.max_rejected_steps) return;
   save();
   fail(ErrorKind::kNumeric,
@@ -382,8 +384,7 @@ void Run::finish(RunSummary& summary) {
   metrics_->close();
   if (config_.metrics.report) {
     summary.report = config_.run.folder + "/report.html";
-    const RunHistory history =
-        read_metrics(context_.files, config_.run.folder + "/metrics.jsonl");
+    const RunHistory history = read_metrics(context_.files, config_.run.folder + "/metrics.jsonl");
     write_file_atomically(context_.files, summary.report, render_report(history));
   }
   context_.progress.clear();
@@ -398,8 +399,7 @@ RunSummary Run::train() {
     const double began = clock_.seconds();
     const StepBatch batch = loader_.next_step();
     const double loaded = clock_.seconds();
-    const double lr =
-        learning_rate(config_.lr_scheduler, config_.optimizer.lr, step_, steps);
+    const double lr = learning_rate(config_.lr_scheduler, config_.optimizer.lr, step_, steps);
     const StepResult result = step(batch, lr);
     const double seconds = clock_.seconds() - began;
     ++step_;
