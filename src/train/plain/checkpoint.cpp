@@ -287,12 +287,13 @@ void load_tensors(FileSystem& files, const Array& descriptions, const std::strin
   }
 }
 
-// Gives the folder a name that no reader takes, so that a removal cut short leaves no checkpoint
-// with half its files.
+// First gives the folder, durably, a name that no reader takes: a removal cut short leaves no
+// checkpoint with half its files, and the next pruning finds the rest.
 void remove_checkpoint(FileSystem& files, const std::string& folder) {
   const std::string doomed = folder + kPartial;
   files.remove_all(doomed);
   files.rename(folder, doomed);
+  files.sync_directory(parent_folder(folder));
   files.remove_all(doomed);
 }
 
