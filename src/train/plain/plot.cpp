@@ -1,0 +1,462 @@
+#include "train/plain/plot.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "amoeba/error.h"
+#include "train/plain/plain_text.h"
+
+namespace amoeba::train {
+namespace {
+
+constexpr double kCharWidth = 6.6;  // of the 11 px labels, about
+constexpr double kLineHeight = 13.0;
+constexpr int64_t kMaxPoints = 800;  // of one series
+constexpr double kLogRange = 100.0;  // values that span more go on a logarithmic axis
+
+// Hundredths of a pixel are as fine as the hover text needs to read values back.
+std::string coordinate(double value) {
+  std::string text = fixed(value, 2);
+  while (text.back() == '0') text.pop_back();
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
+
+std::string significant(double value, int digits) {
+  std::array<char, 32> buffer;
+  const auto [end, error] = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
+                                          std::chars_format::general, digits);
+  AMOEBA_ASSERT(error == std::errc());
+  std::string text(buffer.data(), end);
+  const std::size_t exponent = text.find('e');
+  if (exponent == std::string::npos) return text;
+  // "5e-05" -> "5e-5", "1e+15" -> "1e15"
+  std::size_t first = exponent + 2;
+  while (first + 1 < text.size() && text[first] == '0') ++first;
+  const std::string sign = text[exponent + 1] == '-' ? "-" : "";
+  return text.substr(0, exponent + 1) + sign + text.substr(first);
+}
+
+double nice_step(double span, int max_ticks) {
+  const double rough = span / std::max(1, max_ticks);
+  const double power = std::pow(10.0, std::floor(std::log10(rough)));
+  for (const double factor : {1.0, 2.0, 5.0}) {
+    if (factor * power >= rough * (1 - 1e-9)) return factor * power;
+  }
+  return 10 * power;
+}
+
+std::vector<double> multiples(double low, double high, double step) {
+  std::vector<double> out;
+  const double slack = 1e-6;  // of a step, for rounding
+  for (double i = std::ceil(low / step - slack); i <= high / step + slack; ++i) {
+    out.push_back(i * step == 0 ? 0.0 : i * step);  // no minus zero
+  }
+  return out;
+}
+
+struct Range {
+  double low = std::numeric_limits<double>::infinity();
+  double high = -std::numeric_limits<double>::infinity();
+  bool empty() const { return low > high; }
+};
+
+Range range_of(const std::vector<Series>& series) {
+  Range range;
+  for (const Series& line : series) {
+    for (const Point& point : line.points) {
+      if (!std::isfinite(point.y)) continue;
+      range.low = std::min(range.low, point.y);
+      range.high = std::max(range.high, point.y);
+    }
+  }
+  return range;
+}
+
+// Where data lands inside the picture.
+struct Frame {
+  double left, right, top, bottom;
+  Axis x, y;
+
+  double at_x(double value) const {
+    return left + (value - x.low) / (x.high - x.low) * (right - left);
+  }
+  double at_y(double value) const {
+    const double share = y.logarithmic ? std::log(value / y.low) / std::log(y.high / y.low)
+                                       : (value - y.low) / (y.high - y.low);
+    return bottom - share * (bottom - top);
+  }
+};
+
+std::string text_at(double x, double y, std::string_view anchor, std::string_view style,
+                    std::string_view text) {
+  return cat("<text x=\"", coordinate(x), "\" y=\"", coordinate(y), "\" text-anchor=\"", anchor,
+             "\" class=\"", style, "\">", escape_html(text), "</text>");
+}
+
+std::string line_at(double x1, double y1, double x2, double y2, std::string_view style) {
+  return cat("<path class=\"", style, "\" d=\"M", coordinate(x1), " ", coordinate(y1), "L",
+             coordinate(x2), " ", coordinate(y2), "\"/>");
+}
+
+std::string open_svg(double width, double height, std::string_view title, const Frame* hover) {
+  std::string frame;
+  if (hover != nullptr) {
+    frame = cat(" data-frame=\"", coordinate(hover->left), " ", coordinate(hover->right), " ",
+                coordinate(hover->top), " ", coordinate(hover->bottom), " ", hover->x.low, " ",
+                hover->x.high, " ", hover->y.low, " ", hover->y.high, " ",
+                hover->y.logarithmic ? 1 : 0, "\"");
+  }
+  return cat("<svg class=\"chart\" role=\"img\" aria-label=\"", escape_html(title),
+             "\" viewBox=\"0 0 ", coordinate(width), " ", coordinate(height), "\"", frame, ">");
+}
+
+std::string x_ticks(const Frame& frame) {
+  std::string out;
+  for (const double tick : frame.x.ticks) {
+    const double x = frame.at_x(tick);
+    out += line_at(x, frame.bottom, x, frame.bottom + 4, "axis");
+    out += text_at(x, frame.bottom + 16, "middle", "tick", short_number(tick, 6));
+  }
+  return out;
+}
+
+std::string y_grid(const Frame& frame) {
+  std::string out;
+  for (const double tick : frame.y.ticks) {
+    const double y = frame.at_y(tick);
+    out += line_at(frame.left, y, frame.right, y, "grid");
+    out += text_at(frame.left - 7, y + 4, "end", "tick", short_number(tick, 6));
+  }
+  return out;
+}
+
+// A point between two gaps becomes a line of length zero, which round caps draw as a dot.
+std::string line_path(const Frame& frame, const std::vector<Point>& points) {
+  std::string out;
+  bool pen_down = false;
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    if (!std::isfinite(points[i].y)) {
+      pen_down = false;
+      continue;
+    }
+    const std::string place =
+        cat(coordinate(frame.at_x(points[i].x)), " ", coordinate(frame.at_y(points[i].y)));
+    const bool alone = !pen_down && (i + 1 == points.size() || !std::isfinite(points[i + 1].y));
+    out += cat(pen_down ? "L" : "M", place, alone ? "h0" : "");
+    pen_down = true;
+  }
+  return out;
+}
+
+std::string render_series(const Frame& frame, const Series& series) {
+  const std::vector<Point> points = downsample(series.points, kMaxPoints);
+  if (series.style != "dots") {
+    return cat("<path class=\"line ", series.style, "\" data-name=\"", escape_html(series.label),
+               "\" d=\"", line_path(frame, points), "\"/>");
+  }
+  std::string out;
+  for (const Point& point : points) {
+    if (!std::isfinite(point.y)) continue;
+    out += cat("<circle class=\"dot\" r=\"3.5\" cx=\"", coordinate(frame.at_x(point.x)), "\" cy=\"",
+               coordinate(frame.at_y(point.y)), "\"><title>step ", significant(point.x, 12), ": ",
+               significant(point.y, 5), "</title></circle>");
+  }
+  return out;
+}
+
+struct EndLabel {
+  double y;
+  std::string style;
+  std::string text;
+};
+
+// One label a named series at its last value.
+std::vector<EndLabel> end_labels(const Frame& frame, const std::vector<Series>& series) {
+  std::vector<EndLabel> labels;
+  for (const Series& line : series) {
+    if (line.label.empty()) continue;
+    const auto last = std::find_if(line.points.rbegin(), line.points.rend(),
+                                   [](const Point& point) { return std::isfinite(point.y); });
+    if (last == line.points.rend()) continue;
+    labels.push_back(
+        {frame.at_y(last->y), line.style, cat(line.label, " ", short_number(last->y, 4))});
+  }
+  return labels;
+}
+
+std::string render_end_labels(const Frame& frame, std::vector<EndLabel> labels) {
+  std::sort(labels.begin(), labels.end(),
+            [](const EndLabel& a, const EndLabel& b) { return a.y < b.y; });
+  double below = frame.top + (frame.bottom - frame.top);
+  below -= kLineHeight * (static_cast<double>(labels.size()) - 1);  // the last one still fits
+  double above = -std::numeric_limits<double>::infinity();
+  std::string out;
+  for (const EndLabel& label : labels) {
+    const double y = std::max(std::min(label.y, below), above);
+    out += text_at(frame.right + 8, y + 4, "start", cat("label ", label.style), label.text);
+    above = y + kLineHeight;
+    below += kLineHeight;
+  }
+  return out;
+}
+
+Axis y_axis(const LineChart& chart, Range range, int max_ticks) {
+  if (range.empty()) return linear_axis(0.0, 1.0, max_ticks);
+  if (range.low > 0 && range.high / range.low > kLogRange) {
+    return log_axis(range.low, range.high, max_ticks);
+  }
+  return linear_axis(chart.from_zero ? std::min(0.0, range.low) : range.low, range.high, max_ticks);
+}
+
+std::string render_marks(const Frame& frame, const std::vector<double>& marked) {
+  std::set<int64_t> pixels;  // many marks on one pixel are one
+  for (const double x : marked) pixels.insert(std::llround(frame.at_x(x)));
+  std::string path;
+  for (const int64_t x : pixels)
+    path += cat("M", x, " ", coordinate(frame.top), "V", coordinate(frame.bottom));
+  return path.empty() ? "" : cat("<path class=\"mark\" d=\"", path, "\"/>");
+}
+
+}  // namespace
+
+std::string escape_html(std::string_view text) {
+  std::string out;
+  for (const char c : replace_invalid_utf8(text)) {
+    switch (c) {
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      case '\t':
+      case '\n':
+        out += c;
+        break;
+      default: {
+        const auto byte = static_cast<unsigned char>(c);
+        if (byte < 0x20 || byte == 0x7F) {
+          out += "\xEF\xBF\xBD";
+        } else {
+          out += c;
+        }
+      }
+    }
+  }
+  return out;
+}
+
+std::string short_number(double value, int digits) {
+  if (!std::isfinite(value)) return fixed(value, 0);
+  struct Unit {
+    double size;
+    const char* name;
+  };
+  for (const Unit unit : {Unit{1e12, "T"}, Unit{1e9, "G"}, Unit{1e6, "M"}, Unit{1e3, "k"}}) {
+    const double scaled = value / unit.size;
+    if (std::abs(scaled) >= 1 && std::abs(scaled) < 1e4) {
+      return significant(scaled, digits) + unit.name;
+    }
+  }
+  return significant(value, digits);
+}
+
+Axis linear_axis(double low, double high, int max_ticks) {
+  const double magnitude = std::max(std::abs(low), std::abs(high));
+  if (high - low <= magnitude * 1e-9) {
+    const double margin = magnitude > 0 ? 0.1 * magnitude : 1.0;
+    low -= margin;
+    high += margin;
+  }
+  const double step = nice_step(high - low, max_ticks);
+  const double slack = 1e-6;
+  Axis axis{.low = step * std::floor(low / step + slack),
+            .high = step * std::ceil(high / step - slack),
+            .logarithmic = false,
+            .ticks = {}};
+  axis.ticks = multiples(axis.low, axis.high, step);
+  return axis;
+}
+
+Axis log_axis(double low, double high, int max_ticks) {
+  // The ends are rounded outwards to one digit, so that they need not be whole decades.
+  const double low_power = std::pow(10.0, std::floor(std::log10(low)));
+  const double high_power = std::pow(10.0, std::floor(std::log10(high)));
+  Axis axis{.low = low_power * std::max(1.0, std::floor(low / low_power)),
+            .high = high_power * std::ceil(high / high_power),
+            .logarithmic = true,
+            .ticks = {}};
+  const double first = std::ceil(std::log10(axis.low) - 1e-6);
+  const double last = std::floor(std::log10(axis.high) + 1e-6);
+  const double every = std::max(1.0, std::ceil((last - first) / std::max(1, max_ticks)));
+  for (double power = first; power <= last; power += every) {
+    axis.ticks.push_back(std::pow(10.0, power));
+  }
+  return axis;
+}
+
+Axis step_axis(double low, double high, int max_ticks) {
+  if (high <= low) high = low + 1;
+  const double step = std::max(1.0, nice_step(high - low, max_ticks));
+  return {.low = low, .high = high, .logarithmic = false, .ticks = multiples(low, high, step)};
+}
+
+std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_points) {
+  const auto size = static_cast<int64_t>(points.size());
+  if (size <= max_points) return points;
+  const int64_t num_buckets = std::max<int64_t>(1, max_points / 2);
+  std::vector<Point> out;
+  for (int64_t bucket = 0; bucket < num_buckets; ++bucket) {
+    const auto begin = points.begin() + size * bucket / num_buckets;
+    const auto end = points.begin() + size * (bucket + 1) / num_buckets;
+    auto smallest = end;
+    auto largest = end;
+    for (auto point = begin; point != end; ++point) {
+      if (!std::isfinite(point->y)) continue;
+      if (smallest == end || point->y < smallest->y) smallest = point;
+      if (largest == end || point->y > largest->y) largest = point;
+    }
+    if (smallest == end) {
+      out.push_back({begin->x, std::numeric_limits<double>::quiet_NaN()});
+      continue;
+    }
+    out.push_back(*std::min(smallest, largest));
+    if (smallest != largest) out.push_back(*std::max(smallest, largest));
+  }
+  return out;
+}
+
+std::vector<Point> smooth(const std::vector<Point>& points, double window) {
+  const double keep = 1.0 - 2.0 / (std::max(1.0, window) + 1.0);
+  double sum = 0.0;
+  double weight = 0.0;
+  std::vector<Point> out = points;
+  for (Point& point : out) {
+    if (!std::isfinite(point.y)) continue;
+    sum = keep * sum + (1 - keep) * point.y;
+    weight = keep * weight + (1 - keep);
+    point.y = sum / weight;
+  }
+  return out;
+}
+
+std::string render_line_chart(const LineChart& chart) {
+  const Range range = range_of(chart.series);
+  Frame frame{.left = 0,
+              .right = chart.width,
+              .top = 10,
+              .bottom = chart.height - 26,
+              .x = step_axis(chart.x_low, chart.x_high, static_cast<int>(chart.width / 90)),
+              .y = y_axis(chart, range, static_cast<int>(chart.height / 50))};
+  std::size_t longest_tick = 3;
+  for (const double tick : frame.y.ticks) {
+    longest_tick = std::max(longest_tick, short_number(tick, 6).size());
+  }
+  frame.left = kCharWidth * static_cast<double>(longest_tick) + 12;
+  const std::vector<EndLabel> labels = end_labels(frame, chart.series);
+  std::size_t longest_label = 1;
+  for (const EndLabel& label : labels) longest_label = std::max(longest_label, label.text.size());
+  frame.right = chart.width - kCharWidth * static_cast<double>(longest_label) - 10;
+
+  std::string out = open_svg(chart.width, chart.height, chart.title, &frame);
+  out += y_grid(frame) + x_ticks(frame);
+  out += line_at(frame.left, frame.bottom, frame.right, frame.bottom, "axis");
+  out += text_at(frame.right + 8, frame.bottom + 16, "start", "tick", "step");
+  out += render_marks(frame, chart.marked);
+  for (const Series& series : chart.series) out += render_series(frame, series);
+  out += render_end_labels(frame, labels);
+  if (range.empty()) {
+    out +=
+        text_at((frame.left + frame.right) / 2, chart.height / 2, "middle", "label", "no values");
+  }
+  return out + "</svg>";
+}
+
+int heat_level(double relative) {
+  if (relative <= 0) return kHeatZero;
+  const int middle = kNumHeatLevels / 2;
+  const double level = std::round(3 * std::log2(relative)) + middle;
+  return static_cast<int>(std::clamp(level, 0.0, double{kNumHeatLevels - 1}));
+}
+
+std::string render_heat_map(const HeatMap& map) {
+  const Frame frame{.left = 30,
+                    .right = map.width - 12,
+                    .top = 4,
+                    .bottom = map.height - 22,
+                    .x = step_axis(map.x_low, map.x_high, static_cast<int>(map.width / 90)),
+                    .y = {}};
+  const double row_height =
+      (frame.bottom - frame.top) / static_cast<double>(std::max<int64_t>(1, map.num_rows));
+  std::string out = open_svg(map.width, map.height, map.title, nullptr);
+
+  // One path a colour: a cell is a stroke one row wide, and equal neighbours are one stroke.
+  std::array<std::string, kNumHeatLevels + 1> paths;
+  for (int64_t row = 0; row < map.num_rows; ++row) {
+    const auto index = static_cast<std::size_t>(row);
+    for (std::size_t i = 0; i < map.columns.size();) {
+      const HeatColumn& first = map.columns[i];
+      if (first.values.size() <= index || !std::isfinite(first.values[index])) {
+        ++i;
+        continue;
+      }
+      const int level = heat_level(first.values[index]);
+      double end = first.end;
+      for (++i; i < map.columns.size(); ++i) {
+        const HeatColumn& next = map.columns[i];
+        if (next.values.size() <= index || next.begin != end) break;
+        if (!std::isfinite(next.values[index]) || heat_level(next.values[index]) != level) break;
+        end = next.end;
+      }
+      const int64_t from = std::llround(frame.at_x(first.begin));
+      const int64_t to = std::max(from + 1, int64_t{std::llround(frame.at_x(end))});
+      paths[static_cast<std::size_t>(level)] += cat("M", from, " ", row, "h", to - from);
+    }
+  }
+  out += cat("<g class=\"heat\" transform=\"translate(0 ", coordinate(frame.top + row_height / 2),
+             ") scale(1 ", fixed(row_height, 4), ")\">");
+  for (std::size_t level = 0; level < paths.size(); ++level) {
+    if (paths[level].empty()) continue;
+    out += cat("<path class=\"h", level, "\" d=\"", paths[level], "\"/>");
+  }
+  out += "</g>" + x_ticks(frame);
+
+  const double step =
+      std::max(1.0, nice_step(static_cast<double>(std::max<int64_t>(1, map.num_rows)),
+                              static_cast<int>((frame.bottom - frame.top) / 18)));
+  for (const double row : multiples(0.0, static_cast<double>(map.num_rows - 1), step)) {
+    out += text_at(frame.left - 6, frame.top + (row + 0.5) * row_height + 4, "end", "tick",
+                   significant(row, 6));
+  }
+  return out + "</svg>";
+}
+
+std::string render_heat_legend() {
+  std::string out = "<ul class=\"legend\">";
+  const auto item = [&](int level, const std::string& text) {
+    out += cat("<li><i class=\"h", level, "\"></i>", text, "</li>");
+  };
+  item(kHeatZero, "no rows");
+  for (int level = 0; level < kNumHeatLevels; ++level) {
+    const double relative = std::exp2((level - kNumHeatLevels / 2) / 3.0);
+    const char* bound = level == 0 ? "&le; " : level == kNumHeatLevels - 1 ? "&ge; " : "";
+    item(level, cat(bound, significant(relative, 2)));
+  }
+  return out + "</ul>";
+}
+
+}  // namespace amoeba::train

@@ -1,0 +1,92 @@
+// Charts as inline SVG text: line charts with direct labels and heat maps. Colours are CSS classes
+// of the page (report_assets.h), so that one picture serves a light and a dark screen.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace amoeba::train {
+
+// Valid UTF-8 with & < > " ' as entities and control characters other than tab and line feed
+// replaced by U+FFFD: safe in element content and in quoted attributes.
+std::string escape_html(std::string_view text);
+
+// "950", "18.4k", "1.23M", "2.5G", "0.0005", "5e-5": at most `digits` significant digits.
+std::string short_number(double value, int digits = 3);
+
+struct Axis {
+  double low = 0.0;
+  double high = 1.0;
+  bool logarithmic = false;
+  std::vector<double> ticks;  // ascending, inside [low, high]
+};
+
+// Ticks at 1, 2 or 5 times a power of ten, at most `max_ticks` + 1 of them. The axis covers
+// [low, high] and ends at ticks; an empty range is widened.
+Axis linear_axis(double low, double high, int max_ticks);
+// Ticks at powers of ten, every n-th for wide ranges; 0 < low < high / 10.
+Axis log_axis(double low, double high, int max_ticks);
+// [low, high] unchanged, ticks at whole numbers.
+Axis step_axis(double low, double high, int max_ticks);
+
+struct Point {
+  double x = 0.0;
+  double y = 0.0;  // not finite: a gap in the line
+};
+
+// At most about `max_points` points that keep the extremes: each bucket gives its smallest and its
+// largest value in order, a bucket without values a gap.
+std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_points);
+
+// Exponential moving average over about `window` points, corrected for its start. Gaps stay gaps.
+std::vector<Point> smooth(const std::vector<Point>& points, double window);
+
+struct Series {
+  std::string label;  // drawn at the line's end; empty: none
+  std::string style;  // CSS class: "raw", "main", "dots"
+  std::vector<Point> points;
+};
+
+struct LineChart {
+  std::string title;  // for screen readers
+  double width = 520;
+  double height = 220;
+  double x_low = 0.0;
+  double x_high = 1.0;
+  bool from_zero = false;      // the y axis starts at zero
+  std::vector<Series> series;  // later ones are drawn on top
+  std::vector<double> marked;  // x of vertical marks
+};
+
+// The y axis is logarithmic when all values are positive and they span more than a factor 100.
+std::string render_line_chart(const LineChart& chart);
+
+// One column of a heat map: values over (begin, end] on the x axis.
+struct HeatColumn {
+  double begin = 0.0;
+  double end = 0.0;
+  std::vector<double> values;  // [rows] relative to the mean; empty: a gap
+};
+
+struct HeatMap {
+  std::string title;
+  double width = 520;
+  double height = 160;
+  double x_low = 0.0;
+  double x_high = 1.0;
+  int64_t num_rows = 0;
+  std::vector<HeatColumn> columns;
+};
+
+// Colour classes of relative values: kNumHeatLevels steps of a factor 2^(1/3), the middle one
+// around 1, and one of its own for 0.
+inline constexpr int kNumHeatLevels = 9;
+inline constexpr int kHeatZero = kNumHeatLevels;
+int heat_level(double relative);
+
+std::string render_heat_map(const HeatMap& map);
+std::string render_heat_legend();
+
+}  // namespace amoeba::train
