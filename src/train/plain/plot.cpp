@@ -14,6 +14,8 @@ namespace amoeba::train {
 namespace {
 
 constexpr double kCharWidth = 6.6;  // of the 11 px labels, about
+constexpr double kWide = 700.0;     // charts that narrow screens scroll instead of shrinking
+constexpr std::string_view kStepLabel = "step";
 constexpr double kLineHeight = 13.0;
 constexpr int64_t kMaxPoints = 800;  // of one series
 constexpr double kLogRange = 100.0;  // values that span more go on a logarithmic axis
@@ -111,8 +113,9 @@ std::string open_svg(double width, double height, std::string_view title, const 
                 hover->x.high, " ", hover->y.low, " ", hover->y.high, " ",
                 hover->y.logarithmic ? 1 : 0, "\"");
   }
-  return cat("<svg class=\"chart\" role=\"img\" aria-label=\"", escape_html(title),
-             "\" viewBox=\"0 0 ", coordinate(width), " ", coordinate(height), "\"", frame, ">");
+  return cat("<svg class=\"", width > kWide ? "chart wide" : "chart",
+             "\" role=\"img\" aria-label=\"", escape_html(title), "\" viewBox=\"0 0 ",
+             coordinate(width), " ", coordinate(height), "\"", frame, ">");
 }
 
 std::string x_ticks(const Frame& frame) {
@@ -135,9 +138,13 @@ std::string y_grid(const Frame& frame) {
   return out;
 }
 
-// A point between two gaps becomes a line of length zero, which round caps draw as a dot.
-std::string line_path(const Frame& frame, const std::vector<Point>& points) {
-  std::string out;
+struct LinePaths {
+  std::string joined;
+  std::string lone;  // points between two gaps: lines of length zero, which round caps draw as dots
+};
+
+LinePaths line_paths(const Frame& frame, const std::vector<Point>& points) {
+  LinePaths paths;
   bool pen_down = false;
   for (std::size_t i = 0; i < points.size(); ++i) {
     if (!std::isfinite(points[i].y)) {
@@ -146,18 +153,29 @@ std::string line_path(const Frame& frame, const std::vector<Point>& points) {
     }
     const std::string place =
         cat(coordinate(frame.at_x(points[i].x)), " ", coordinate(frame.at_y(points[i].y)));
-    const bool alone = !pen_down && (i + 1 == points.size() || !std::isfinite(points[i + 1].y));
-    out += cat(pen_down ? "L" : "M", place, alone ? "h0" : "");
-    pen_down = true;
+    const bool ends = i + 1 == points.size() || !std::isfinite(points[i + 1].y);
+    if (!pen_down && ends) {
+      paths.lone += cat("M", place, "h0");
+    } else {
+      paths.joined += cat(pen_down ? "L" : "M", place);
+      pen_down = true;
+    }
   }
-  return out;
+  return paths;
+}
+
+std::string path_of(std::string_view style, std::string_view name, std::string_view data) {
+  if (data.empty()) return "";
+  return cat("<path class=\"line ", style, "\" data-name=\"", escape_html(name), "\" d=\"", data,
+             "\"/>");
 }
 
 std::string render_series(const Frame& frame, const Series& series) {
   const std::vector<Point> points = downsample(series.points, kMaxPoints);
   if (series.style != "dots") {
-    return cat("<path class=\"line ", series.style, "\" data-name=\"", escape_html(series.label),
-               "\" d=\"", line_path(frame, points), "\"/>");
+    const LinePaths paths = line_paths(frame, points);
+    return path_of(series.style, series.label, paths.joined) +
+           path_of(cat(series.style, " lone"), series.label, paths.lone);
   }
   std::string out;
   for (const Point& point : points) {
@@ -207,7 +225,7 @@ std::string render_end_labels(const Frame& frame, std::vector<EndLabel> labels) 
 
 Axis y_axis(const LineChart& chart, Range range, int max_ticks) {
   if (range.empty()) return linear_axis(0.0, 1.0, max_ticks);
-  if (range.low > 0 && range.high / range.low > kLogRange) {
+  if (!chart.from_zero && range.low > 0 && range.high / range.low > kLogRange) {
     return log_axis(range.low, range.high, max_ticks);
   }
   return linear_axis(chart.from_zero ? std::min(0.0, range.low) : range.low, range.high, max_ticks);
@@ -340,16 +358,23 @@ std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_poin
   return out;
 }
 
-std::vector<Point> smooth(const std::vector<Point>& points, double window) {
-  const double keep = 1.0 - 2.0 / (std::max(1.0, window) + 1.0);
-  double sum = 0.0;
-  double weight = 0.0;
+std::vector<Point> smooth(const std::vector<Point>& points, int64_t half_window) {
+  const auto size = static_cast<int64_t>(points.size());
+  std::vector<double> sum(points.size() + 1, 0.0);  // of the finite values before each point
+  std::vector<int64_t> count(points.size() + 1, 0);
+  for (std::size_t i = 0; i < points.size(); ++i) {
+    const bool finite = std::isfinite(points[i].y);
+    sum[i + 1] = sum[i] + (finite ? points[i].y : 0.0);
+    count[i + 1] = count[i] + (finite ? 1 : 0);
+  }
   std::vector<Point> out = points;
-  for (Point& point : out) {
+  for (int64_t i = 0; i < size; ++i) {
+    Point& point = out[static_cast<std::size_t>(i)];
     if (!std::isfinite(point.y)) continue;
-    sum = keep * sum + (1 - keep) * point.y;
-    weight = keep * weight + (1 - keep);
-    point.y = sum / weight;
+    const int64_t half = std::min(half_window, i);
+    const auto begin = static_cast<std::size_t>(i - half);
+    const auto end = static_cast<std::size_t>(std::min(size, i + half + 1));
+    point.y = (sum[end] - sum[begin]) / static_cast<double>(count[end] - count[begin]);
   }
   return out;
 }
@@ -360,7 +385,7 @@ std::string render_line_chart(const LineChart& chart) {
               .right = chart.width,
               .top = 10,
               .bottom = chart.height - 26,
-              .x = step_axis(chart.x_low, chart.x_high, static_cast<int>(chart.width / 90)),
+              .x = step_axis(chart.x_low, chart.x_high, static_cast<int>(chart.width / 70)),
               .y = y_axis(chart, range, static_cast<int>(chart.height / 50))};
   std::size_t longest_tick = 3;
   for (const double tick : frame.y.ticks) {
@@ -368,14 +393,14 @@ std::string render_line_chart(const LineChart& chart) {
   }
   frame.left = kCharWidth * static_cast<double>(longest_tick) + 12;
   const std::vector<EndLabel> labels = end_labels(frame, chart.series);
-  std::size_t longest_label = 1;
+  std::size_t longest_label = kStepLabel.size() + 1;
   for (const EndLabel& label : labels) longest_label = std::max(longest_label, label.text.size());
   frame.right = chart.width - kCharWidth * static_cast<double>(longest_label) - 10;
 
   std::string out = open_svg(chart.width, chart.height, chart.title, &frame);
   out += y_grid(frame) + x_ticks(frame);
   out += line_at(frame.left, frame.bottom, frame.right, frame.bottom, "axis");
-  out += text_at(frame.right + 8, frame.bottom + 16, "start", "tick", "step");
+  out += text_at(frame.right + 18, frame.bottom + 16, "start", "tick", kStepLabel);
   out += render_marks(frame, chart.marked);
   for (const Series& series : chart.series) out += render_series(frame, series);
   out += render_end_labels(frame, labels);
@@ -398,7 +423,7 @@ std::string render_heat_map(const HeatMap& map) {
                     .right = map.width - 12,
                     .top = 4,
                     .bottom = map.height - 22,
-                    .x = step_axis(map.x_low, map.x_high, static_cast<int>(map.width / 90)),
+                    .x = step_axis(map.x_low, map.x_high, static_cast<int>(map.width / 70)),
                     .y = {}};
   const double row_height =
       (frame.bottom - frame.top) / static_cast<double>(std::max<int64_t>(1, map.num_rows));

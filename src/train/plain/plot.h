@@ -40,8 +40,10 @@ struct Point {
 // largest value in order, a bucket without values a gap.
 std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_points);
 
-// Exponential moving average over about `window` points, corrected for its start. Gaps stay gaps.
-std::vector<Point> smooth(const std::vector<Point>& points, double window);
+// Mean over the `half_window` points on each side and the point itself. At the start the window
+// narrows on both sides, so that the curve does not leave steep data; at the end only on its right.
+// Gaps stay gaps.
+std::vector<Point> smooth(const std::vector<Point>& points, int64_t half_window);
 
 struct Series {
   std::string label;  // drawn at the line's end; empty: none
@@ -60,7 +62,8 @@ struct LineChart {
   std::vector<double> marked;  // x of vertical marks
 };
 
-// The y axis is logarithmic when all values are positive and they span more than a factor 100.
+// Unless from_zero, the y axis is logarithmic when all values are positive and they span more than
+// a factor 100.
 std::string render_line_chart(const LineChart& chart);
 
 // One column of a heat map: values over (begin, end] on the x axis.
