@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-namespace amoeba::train::testing {
+namespace amoeba::test {
 namespace {
+
+using train::ExpertLoad;
+using train::RunHistory;
+using train::StepRecord;
 
 double noise(int64_t stream, int64_t counter) {  // in [-1, 1)
   uint64_t bits = static_cast<uint64_t>(stream) * 0x9E3779B97F4A7C15u +
@@ -36,9 +40,11 @@ StepRecord step_at(int64_t step, const HistoryShape& shape) {
   StepRecord record;
   record.step = step;
   record.loss = loss_at(step, shape) + 0.12 * noise(1, step);
-  record.grad_norm = 0.4 + 3.0 * std::exp(-0.02 * static_cast<double>(step)) + 0.2 * std::abs(noise(2, step));
+  record.grad_norm =
+      0.4 + 3.0 * std::exp(-0.02 * static_cast<double>(step)) + 0.2 * std::abs(noise(2, step));
   const double share = static_cast<double>(step) / static_cast<double>(shape.num_steps);
-  record.lr = 3e-3 * std::min(1.0, 20 * share) * (share < 0.2 ? 1.0 : 1.0 - 0.9 * (share - 0.2) / 0.8);
+  record.lr =
+      3e-3 * std::min(1.0, 20 * share) * (share < 0.2 ? 1.0 : 1.0 - 0.9 * (share - 0.2) / 0.8);
   record.tokens_per_second = step == 1 ? 6200.0 : 18300.0 + 500.0 * noise(3, step);
   record.step_seconds = 4096 / record.tokens_per_second;
   record.data_seconds = 0.002 + 0.001 * noise(4, step);
@@ -68,13 +74,14 @@ RunHistory synthetic_history(const HistoryShape& shape) {
       {.step = 0,
        .version = "0.1.0",
        .command = "amoeba train configs/demo.toml --training.steps 520 --moe.num_experts 8",
-       .config = value(Object{
-           {"run", value(Object{{"folder", value(std::string("runs/demo"))}})},
-           {"model", value(Object{{"dim", value(int64_t{128})}, {"num_layers", value(int64_t{4})}})},
-           {"moe", value(Object{{"num_experts", value(shape.num_experts)},
-                                {"compute_backend", value(std::string("auto"))}})},
-           {"optimizer", value(Object{{"lr", value(3e-3)}, {"weight_decay", value(0.1)}})},
-           {"training", value(Object{{"steps", value(shape.num_steps)}})}}),
+       .config = value(
+           Object{{"run", value(Object{{"folder", value(std::string("runs/demo"))}})},
+                  {"model",
+                   value(Object{{"dim", value(int64_t{128})}, {"num_layers", value(int64_t{4})}})},
+                  {"moe", value(Object{{"num_experts", value(shape.num_experts)},
+                                       {"compute_backend", value(std::string("auto"))}})},
+                  {"optimizer", value(Object{{"lr", value(3e-3)}, {"weight_decay", value(0.1)}})},
+                  {"training", value(Object{{"steps", value(shape.num_steps)}})}}),
        .backend = "fused",
        .backend_reason = "first of the list that takes float32 on the CPU",
        .device = "CPU, 16 threads",
@@ -101,4 +108,4 @@ RunHistory synthetic_history(const HistoryShape& shape) {
   return history;
 }
 
-}  // namespace amoeba::train::testing
+}  // namespace amoeba::test

@@ -5,7 +5,7 @@
 
 #include "train/plain/metrics.h"
 
-namespace amoeba::train::testing {
+namespace amoeba::test {
 
 struct HistoryShape {
   int64_t num_steps = 520;
@@ -15,6 +15,6 @@ struct HistoryShape {
   int64_t num_experts = 8;
 };
 
-RunHistory synthetic_history(const HistoryShape& shape);
+train::RunHistory synthetic_history(const HistoryShape& shape);
 
-}  // namespace amoeba::train::testing
+}  // namespace amoeba::test

@@ -17,8 +17,9 @@ constexpr double kCharWidth = 6.6;  // of the 11 px labels, about
 constexpr double kWide = 700.0;     // charts that narrow screens scroll instead of shrinking
 constexpr std::string_view kStepLabel = "step";
 constexpr double kLineHeight = 13.0;
-constexpr int64_t kMaxPoints = 800;  // of one series
-constexpr double kLogRange = 100.0;  // values that span more go on a logarithmic axis
+constexpr int64_t kMaxPoints = 800;      // of one series
+constexpr double kSmallestLog = 1e-300;  // powers of ten below lose their digits
+constexpr double kLogRange = 100.0;      // values that span more go on a logarithmic axis
 
 // Hundredths of a pixel are as fine as the hover text needs to read values back.
 std::string coordinate(double value) {
@@ -225,7 +226,7 @@ std::string render_end_labels(const Frame& frame, std::vector<EndLabel> labels) 
 
 Axis y_axis(const LineChart& chart, Range range, int max_ticks) {
   if (range.empty()) return linear_axis(0.0, 1.0, max_ticks);
-  if (!chart.from_zero && range.low > 0 && range.high / range.low > kLogRange) {
+  if (!chart.from_zero && range.low >= kSmallestLog && range.high / range.low > kLogRange) {
     return log_axis(range.low, range.high, max_ticks);
   }
   return linear_axis(chart.from_zero ? std::min(0.0, range.low) : range.low, range.high, max_ticks);

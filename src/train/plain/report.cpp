@@ -127,7 +127,7 @@ std::string time_card(const RunHistory& history) {
   }
   const auto num_sessions = static_cast<int64_t>(history.starts.size());
   const auto num_open = num_sessions - static_cast<int64_t>(history.ends.size());
-  if (history.ends.empty()) return card("Time", "open", "no session has ended in order");
+  if (history.ends.empty()) return card("Time", "not known", "no session has ended in order");
   std::string note = plural(num_sessions, "session");
   if (num_open > 0) note += cat(", ", num_open, " of them not ended in order and not counted");
   return card("Time", format_duration(seconds), note);
@@ -186,48 +186,73 @@ bool has_values(const std::vector<Point>& points) {
                      [](const Point& point) { return std::isfinite(point.y); });
 }
 
+// The records as they are, and smoothed on top; `label` names the smoothed line.
+std::vector<Series> raw_and_smoothed(const std::vector<StepRecord>& steps, const Getter& get,
+                                     const std::string& label) {
+  const std::vector<Point> raw = points_of(steps, get);
+  const int64_t half_window = 1 + static_cast<int64_t>(raw.size()) / kSmoothing;
+  return {{"", "raw", raw}, {label, "main", smooth(raw, half_window)}};
+}
+
+std::vector<double> rejected_steps(const std::vector<StepRecord>& steps) {
+  std::vector<double> rejected;
+  for (const StepRecord& record : steps) {
+    if (record.rejected) rejected.push_back(static_cast<double>(record.step));
+  }
+  return rejected;
+}
+
 std::string loss_panel(const RunHistory& history, Span span) {
   LineChart chart = chart_of("Loss over steps", span);
   chart.width = kFullPanel;
   chart.height = 340;
-  const std::vector<Point> raw = points_of(history.steps, [](const auto& r) { return r.loss; });
-  const int64_t half_window = 1 + static_cast<int64_t>(raw.size()) / kSmoothing;
-  chart.series = {{"", "raw", raw}, {"training", "main", smooth(raw, half_window)}};
+  chart.series = raw_and_smoothed(
+      history.steps, [](const auto& r) { return r.loss; }, "training");
   std::vector<Point> validation;
   for (const ValidationRecord& record : history.validations) {
     validation.push_back({static_cast<double>(record.step), record.loss});
   }
   if (has_values(validation)) chart.series.push_back({"validation", "dots", validation});
-  int64_t num_rejected = 0;
-  for (const StepRecord& record : history.steps) {
-    if (!record.rejected) continue;
-    ++num_rejected;
-    chart.marked.push_back(static_cast<double>(record.step));
-  }
+  chart.marked = rejected_steps(history.steps);
   std::string note = "nats a token; the strong line is smoothed";
-  if (num_rejected > 0) note += cat("; ", plural(num_rejected, "rejected step"), " (dashed)");
+  if (!chart.marked.empty()) {
+    const auto num_rejected = static_cast<int64_t>(chart.marked.size());
+    note += cat("; ", plural(num_rejected, "rejected step"), " (dashed)");
+  }
   return panel("Loss", note, render_line_chart(chart));
 }
 
-std::string small_panel(const RunHistory& history, Span span, std::string_view title,
-                        std::string_view note, const Getter& get, bool from_zero) {
-  LineChart chart = chart_of(title, span);
-  chart.from_zero = from_zero;
-  chart.series = {{"", "main", points_of(history.steps, get)}};
-  if (!has_values(chart.series.front().points)) return "";
-  return panel(title, note, render_line_chart(chart));
+std::string learning_rate_panel(const RunHistory& history, Span span) {
+  LineChart chart = chart_of("Learning rate over steps", span);
+  chart.from_zero = true;
+  chart.series = {{"", "main", points_of(history.steps, [](const auto& r) { return r.lr; })}};
+  return panel("Learning rate", "", render_line_chart(chart));
 }
 
 std::string grad_norm_panel(const RunHistory& history, Span span) {
   LineChart chart = chart_of("Gradient norm over steps", span);
-  chart.series = {
-      {"", "main", points_of(history.steps, [](const auto& r) { return r.grad_norm; })}};
-  for (const StepRecord& record : history.steps) {
-    if (record.rejected) chart.marked.push_back(static_cast<double>(record.step));
-  }
+  chart.series = raw_and_smoothed(
+      history.steps, [](const auto& r) { return r.grad_norm; }, "");
+  chart.marked = rejected_steps(history.steps);
   const std::string_view note =
       chart.marked.empty() ? "before clipping" : "before clipping; rejected steps dashed";
   return panel("Gradient norm", note, render_line_chart(chart));
+}
+
+std::string speed_panel(const RunHistory& history, Span span) {
+  LineChart chart = chart_of("Tokens per second over steps", span);
+  chart.from_zero = true;
+  chart.series = raw_and_smoothed(
+      history.steps, [](const auto& r) { return r.tokens_per_second; }, "");
+  return panel("Tokens per second", "", render_line_chart(chart));
+}
+
+std::string data_panel(const RunHistory& history, Span span) {
+  LineChart chart = chart_of("Share of a step spent waiting for data", span);
+  chart.from_zero = true;
+  const auto share = [](const auto& r) { return 100.0 * r.data_seconds / r.step_seconds; };
+  chart.series = raw_and_smoothed(history.steps, share, "");
+  return panel("Waiting for data", "per cent of the step", render_line_chart(chart));
 }
 
 std::string curves(const RunHistory& history, Span span) {
@@ -235,15 +260,8 @@ std::string curves(const RunHistory& history, Span span) {
   std::string out = "<h2>Training</h2>" + loss_panel(history, span);
   if (history.steps.empty()) return out;
   out += "<div class=\"pair\">";
-  out += small_panel(
-      history, span, "Learning rate", "", [](const auto& r) { return r.lr; }, true);
-  out += grad_norm_panel(history, span);
-  out += small_panel(
-      history, span, "Tokens per second", "", [](const auto& r) { return r.tokens_per_second; },
-      true);
-  out += small_panel(
-      history, span, "Waiting for data", "per cent of the step",
-      [](const auto& r) { return 100.0 * r.data_seconds / r.step_seconds; }, true);
+  out += learning_rate_panel(history, span) + grad_norm_panel(history, span);
+  out += speed_panel(history, span) + data_panel(history, span);
   return out + "</div>";
 }
 
@@ -297,7 +315,7 @@ std::string layer_panel(const Records& records, Span span, int64_t layer, int64_
   return panel(cat("Layer ", layer), note, render_heat_map(map));
 }
 
-std::string imbalance_panel(const RunHistory& history, Span span) {
+std::string imbalance_panel(const RunHistory& history, Span span, std::size_t num_layers) {
   LineChart chart = chart_of("Largest load over mean load", span);
   chart.width = kFullPanel;
   const auto mean = [](const StepRecord& record) {
@@ -311,8 +329,12 @@ std::string imbalance_panel(const RunHistory& history, Span span) {
     }
     return count == 0 ? kMissing : sum / static_cast<double>(count);
   };
-  chart.series = {{"mean of layers", "raw", points_of(history.steps, mean)},
-                  {"worst layer", "main", points_of(history.steps, worst_max_over_mean)}};
+  chart.series = {{num_layers == 1 ? "" : "worst layer", "main",
+                   points_of(history.steps, worst_max_over_mean)}};
+  if (num_layers > 1) {
+    chart.series.insert(chart.series.begin(),
+                        {"mean of layers", "raw", points_of(history.steps, mean)});
+  }
   return panel("Largest load over mean load", "1 is balanced", render_line_chart(chart));
 }
 
@@ -339,7 +361,7 @@ std::string experts(const RunHistory& history, Span span) {
       "<h2>Expert load</h2><p class=\"note\">Rows routed to each expert relative to the "
       "mean of its layer; 1 is balanced. Experts from top to bottom, steps from left "
       "to right.</p>";
-  out += render_heat_legend() + imbalance_panel(history, span);
+  out += render_heat_legend() + imbalance_panel(history, span, layers.size());
   out += cat("<div class=\"layers", width > kNarrowPanel ? "" : " many", "\">");
   for (const auto& [layer, num_experts] : layers) {
     out += layer_panel(records, span, layer, num_experts, max_columns, width);
