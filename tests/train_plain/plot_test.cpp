@@ -164,7 +164,7 @@ LineChart chart_of(std::vector<Point> points) {
   LineChart chart;
   chart.title = "a <title>";
   chart.x_high = 100;
-  chart.series = {{"loss", "main", std::move(points)}};
+  chart.series = {{"training", "loss", "main", std::move(points)}};
   return chart;
 }
 
@@ -178,6 +178,7 @@ TEST(Plot, ALineIsOnePathWithGapsAndDots) {
   const std::string lone = test::attribute_after(svg, "class=\"line main lone\"", "d");
   EXPECT_EQ(std::count(lone.begin(), lone.end(), 'M'), 1) << lone;
   EXPECT_NE(svg.find("aria-label=\"a &lt;title&gt;\""), std::string::npos);
+  EXPECT_EQ(test::attribute_after(svg, "class=\"line main\"", "data-name"), "training");
   EXPECT_NE(svg.find(">loss 2</text>"), std::string::npos) << "label at the line's end";
 }
 

@@ -175,8 +175,8 @@ std::string render_series(const Frame& frame, const Series& series) {
   const std::vector<Point> points = downsample(series.points, kMaxPoints);
   if (series.style != "dots") {
     const LinePaths paths = line_paths(frame, points);
-    return path_of(series.style, series.label, paths.joined) +
-           path_of(cat(series.style, " lone"), series.label, paths.lone);
+    return path_of(series.style, series.name, paths.joined) +
+           path_of(cat(series.style, " lone"), series.name, paths.lone);
   }
   std::string out;
   for (const Point& point : points) {

@@ -46,7 +46,8 @@ std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_poin
 std::vector<Point> smooth(const std::vector<Point>& points, int64_t half_window);
 
 struct Series {
-  std::string label;  // drawn at the line's end; empty: none
+  std::string name;   // in the hover text
+  std::string label;  // drawn at the line's end with the last value; empty: none
   std::string style;  // CSS class: "raw", "main", "dots"
   std::vector<Point> points;
 };

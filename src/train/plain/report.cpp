@@ -191,7 +191,7 @@ std::vector<Series> raw_and_smoothed(const std::vector<StepRecord>& steps, const
                                      const std::string& label) {
   const std::vector<Point> raw = points_of(steps, get);
   const int64_t half_window = 1 + static_cast<int64_t>(raw.size()) / kSmoothing;
-  return {{"", "raw", raw}, {label, "main", smooth(raw, half_window)}};
+  return {{"logged", "", "raw", raw}, {"smoothed", label, "main", smooth(raw, half_window)}};
 }
 
 std::vector<double> rejected_steps(const std::vector<StepRecord>& steps) {
@@ -212,7 +212,8 @@ std::string loss_panel(const RunHistory& history, Span span) {
   for (const ValidationRecord& record : history.validations) {
     validation.push_back({static_cast<double>(record.step), record.loss});
   }
-  if (has_values(validation)) chart.series.push_back({"validation", "dots", validation});
+  if (has_values(validation))
+    chart.series.push_back({"validation", "validation", "dots", validation});
   chart.marked = rejected_steps(history.steps);
   std::string note = "nats a token; the strong line is smoothed";
   if (!chart.marked.empty()) {
@@ -225,7 +226,8 @@ std::string loss_panel(const RunHistory& history, Span span) {
 std::string learning_rate_panel(const RunHistory& history, Span span) {
   LineChart chart = chart_of("Learning rate over steps", span);
   chart.from_zero = true;
-  chart.series = {{"", "main", points_of(history.steps, [](const auto& r) { return r.lr; })}};
+  chart.series = {
+      {"learning rate", "", "main", points_of(history.steps, [](const auto& r) { return r.lr; })}};
   return panel("Learning rate", "", render_line_chart(chart));
 }
 
@@ -329,11 +331,11 @@ std::string imbalance_panel(const RunHistory& history, Span span, std::size_t nu
     }
     return count == 0 ? kMissing : sum / static_cast<double>(count);
   };
-  chart.series = {{num_layers == 1 ? "" : "worst layer", "main",
+  chart.series = {{"worst layer", num_layers == 1 ? "" : "worst layer", "main",
                    points_of(history.steps, worst_max_over_mean)}};
   if (num_layers > 1) {
-    chart.series.insert(chart.series.begin(),
-                        {"mean of layers", "raw", points_of(history.steps, mean)});
+    chart.series.insert(chart.series.begin(), {"mean of layers", "mean of layers", "raw",
+                                               points_of(history.steps, mean)});
   }
   return panel("Largest load over mean load", "1 is balanced", render_line_chart(chart));
 }

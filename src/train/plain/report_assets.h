@@ -92,7 +92,7 @@ const hover = document.getElementById('hover');
 for (const svg of document.querySelectorAll('svg[data-frame]')) {
   const [left, right, top, bottom, x0, x1, y0, y1, log] = svg.dataset.frame.split(' ').map(Number);
   const lines = [...svg.querySelectorAll('path[data-name]')].map(path => ({
-    name: path.dataset.name || 'value',
+    name: path.dataset.name,
     points: [...path.getAttribute('d').matchAll(/[ML]([-.\d]+) ([-.\d]+)/g)].map(m => [+m[1], +m[2]]),
   })).filter(line => line.points.length);
   const value = y => {
