@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <limits>
 #include <set>
 
 #include "amoeba/error.h"
+#include "train/plain/axis.h"
 #include "train/plain/plain_text.h"
 
 namespace amoeba::train {
@@ -27,39 +27,6 @@ std::string coordinate(double value) {
   while (text.back() == '0') text.pop_back();
   if (text.back() == '.') text.pop_back();
   return text;
-}
-
-std::string significant(double value, int digits) {
-  std::array<char, 32> buffer;
-  const auto [end, error] = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value,
-                                          std::chars_format::general, digits);
-  AMOEBA_ASSERT(error == std::errc());
-  std::string text(buffer.data(), end);
-  const std::size_t exponent = text.find('e');
-  if (exponent == std::string::npos) return text;
-  // "5e-05" -> "5e-5", "1e+15" -> "1e15"
-  std::size_t first = exponent + 2;
-  while (first + 1 < text.size() && text[first] == '0') ++first;
-  const std::string sign = text[exponent + 1] == '-' ? "-" : "";
-  return text.substr(0, exponent + 1) + sign + text.substr(first);
-}
-
-double nice_step(double span, int max_ticks) {
-  const double rough = span / std::max(1, max_ticks);
-  const double power = std::pow(10.0, std::floor(std::log10(rough)));
-  for (const double factor : {1.0, 2.0, 5.0}) {
-    if (factor * power >= rough * (1 - 1e-9)) return factor * power;
-  }
-  return 10 * power;
-}
-
-std::vector<double> multiples(double low, double high, double step) {
-  std::vector<double> out;
-  const double slack = 1e-6;  // of a step, for rounding
-  for (double i = std::ceil(low / step - slack); i <= high / step + slack; ++i) {
-    out.push_back(i * step == 0 ? 0.0 : i * step);  // no minus zero
-  }
-  return out;
 }
 
 struct Range {
@@ -182,8 +149,8 @@ std::string render_series(const Frame& frame, const Series& series) {
   for (const Point& point : points) {
     if (!std::isfinite(point.y)) continue;
     out += cat("<circle class=\"dot\" r=\"3.5\" cx=\"", coordinate(frame.at_x(point.x)), "\" cy=\"",
-               coordinate(frame.at_y(point.y)), "\"><title>step ", significant(point.x, 12), ": ",
-               significant(point.y, 5), "</title></circle>");
+               coordinate(frame.at_y(point.y)), "\"><title>step ", point.x, ": ",
+               short_number(point.y, 5), "</title></circle>");
   }
   return out;
 }
@@ -277,61 +244,6 @@ std::string escape_html(std::string_view text) {
     }
   }
   return out;
-}
-
-std::string short_number(double value, int digits) {
-  if (!std::isfinite(value)) return fixed(value, 0);
-  struct Unit {
-    double size;
-    const char* name;
-  };
-  for (const Unit unit : {Unit{1e12, "T"}, Unit{1e9, "G"}, Unit{1e6, "M"}, Unit{1e3, "k"}}) {
-    const double scaled = value / unit.size;
-    if (std::abs(scaled) >= 1 && std::abs(scaled) < 1e4) {
-      return significant(scaled, digits) + unit.name;
-    }
-  }
-  return significant(value, digits);
-}
-
-Axis linear_axis(double low, double high, int max_ticks) {
-  const double magnitude = std::max(std::abs(low), std::abs(high));
-  if (high - low <= magnitude * 1e-9) {
-    const double margin = magnitude > 0 ? 0.1 * magnitude : 1.0;
-    low -= margin;
-    high += margin;
-  }
-  const double step = nice_step(high - low, max_ticks);
-  const double slack = 1e-6;
-  Axis axis{.low = step * std::floor(low / step + slack),
-            .high = step * std::ceil(high / step - slack),
-            .logarithmic = false,
-            .ticks = {}};
-  axis.ticks = multiples(axis.low, axis.high, step);
-  return axis;
-}
-
-Axis log_axis(double low, double high, int max_ticks) {
-  // The ends are rounded outwards to one digit, so that they need not be whole decades.
-  const double low_power = std::pow(10.0, std::floor(std::log10(low)));
-  const double high_power = std::pow(10.0, std::floor(std::log10(high)));
-  Axis axis{.low = low_power * std::max(1.0, std::floor(low / low_power)),
-            .high = high_power * std::ceil(high / high_power),
-            .logarithmic = true,
-            .ticks = {}};
-  const double first = std::ceil(std::log10(axis.low) - 1e-6);
-  const double last = std::floor(std::log10(axis.high) + 1e-6);
-  const double every = std::max(1.0, std::ceil((last - first) / std::max(1, max_ticks)));
-  for (double power = first; power <= last; power += every) {
-    axis.ticks.push_back(std::pow(10.0, power));
-  }
-  return axis;
-}
-
-Axis step_axis(double low, double high, int max_ticks) {
-  if (high <= low) high = low + 1;
-  const double step = std::max(1.0, nice_step(high - low, max_ticks));
-  return {.low = low, .high = high, .logarithmic = false, .ticks = multiples(low, high, step)};
 }
 
 std::vector<Point> downsample(const std::vector<Point>& points, int64_t max_points) {
@@ -461,12 +373,12 @@ std::string render_heat_map(const HeatMap& map) {
   }
   out += "</g>" + x_ticks(frame);
 
-  const double step =
-      std::max(1.0, nice_step(static_cast<double>(std::max<int64_t>(1, map.num_rows)),
-                              static_cast<int>((frame.bottom - frame.top) / 18)));
-  for (const double row : multiples(0.0, static_cast<double>(map.num_rows - 1), step)) {
+  const Axis rows = step_axis(0.0, static_cast<double>(map.num_rows - 1),
+                              static_cast<int>((frame.bottom - frame.top) / 18));
+  for (const double row : rows.ticks) {
+    if (row >= static_cast<double>(map.num_rows)) break;  // one row: the axis is widened
     out += text_at(frame.left - 6, frame.top + (row + 0.5) * row_height + 4, "end", "tick",
-                   significant(row, 6));
+                   short_number(row, 6));
   }
   return out + "</svg>";
 }
@@ -480,7 +392,7 @@ std::string render_heat_legend() {
   for (int level = 0; level < kNumHeatLevels; ++level) {
     const double relative = std::exp2((level - kNumHeatLevels / 2) / 3.0);
     const char* bound = level == 0 ? "&le; " : level == kNumHeatLevels - 1 ? "&ge; " : "";
-    item(level, cat(bound, significant(relative, 2)));
+    item(level, cat(bound, short_number(relative, 2)));
   }
   return out + "</ul>";
 }

@@ -7,6 +7,7 @@
 
 #include "amoeba/error.h"
 #include "base/text.h"
+#include "train/plain/axis.h"
 #include "train/plain/plain_text.h"
 #include "train/plain/plot.h"
 #include "train/plain/report_assets.h"
