@@ -181,15 +181,16 @@ TEST(Plot, HeatLevelsAreCentredOnBalance) {
 TEST(Plot, AHeatMapJoinsEqualNeighboursAndLeavesGapsOut) {
   HeatMap map;
   map.title = "load";
-  map.x_high = 40;
+  map.x_high = 60;
   map.num_rows = 2;
-  map.columns = {{0, 10, {1, 0}}, {10, 20, {1, 2}}, {20, 30, {}}, {30, 40, {1, 2}}};
+  map.columns = {
+      {0, 10, {1, 0}}, {10, 20, {1, 2}}, {20, 30, {}}, {30, 40, {1, 2}}, {50, 60, {1, 2}}};
   const std::string svg = render_heat_map(map);
   EXPECT_EQ(test::markup_error(svg), "");
   const std::string balanced = test::attribute_after(svg, "<path class=\"h4\"", "d");
-  EXPECT_EQ(std::count(balanced.begin(), balanced.end(), 'M'), 2) << balanced;
+  EXPECT_EQ(std::count(balanced.begin(), balanced.end(), 'M'), 3) << balanced;
   const std::string doubled = test::attribute_after(svg, "<path class=\"h7\"", "d");
-  EXPECT_EQ(std::count(doubled.begin(), doubled.end(), 'M'), 2) << doubled;
+  EXPECT_EQ(std::count(doubled.begin(), doubled.end(), 'M'), 3) << doubled;
   EXPECT_NE(doubled.find(" 1h"), std::string::npos) << "row 1: " << doubled;
   const std::string empty = test::attribute_after(svg, "<path class=\"h9\"", "d");
   EXPECT_EQ(std::count(empty.begin(), empty.end(), 'M'), 1) << empty;
