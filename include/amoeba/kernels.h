@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "base/error_word.h"
 #include "base/executor.h"
 
 namespace amoeba::kernels {
@@ -35,14 +36,6 @@ enum class Activation : int32_t {
 
 // What forward keeps for backward, per routed row: 2H pre-activations, the same in fp8, or nothing.
 enum class Save : int32_t { kPreActivations, kPreActivationsFp8, kNothing };
-
-// Bits OR-ed into the error word; operations with bad data write nothing out of range and go on.
-enum ErrorBit : int32_t {
-  kErrorBadId = 1 << 0,        // expert id outside [-1, E]
-  kErrorCounts = 1 << 1,       // negative count or sum(counts) > R
-  kErrorNanLogit = 1 << 2,     // router logits held NaN
-  kErrorNonFinite = 1 << 3,    // loss or gradient norm not finite
-};
 
 struct ExpertsOptions {
   GateUpLayout layout = GateUpLayout::kSeparate;
