@@ -20,19 +20,21 @@ namespace amoeba::nn {
 
 enum class DeviceKind { kCpu, kCuda, kXpu };
 
-// Everything the choice of a backend may look at: plain data, so that it is tested without hardware.
+// Everything the choice of a backend may look at: plain data, so that it is tested without
+// hardware.
 struct ExpertProblem {
   DeviceKind device = DeviceKind::kCpu;
   int compute_capability = 0;  // CUDA: 10 * major + minor (80, 90); otherwise 0
   at::ScalarType dtype = at::kFloat;
-  int64_t model_dim = 0;    // D
-  int64_t hidden_dim = 0;   // H
-  int64_t num_experts = 0;  // E
+  int64_t model_dim = 0;                // D
+  int64_t hidden_dim = 0;               // H
+  int64_t num_experts = 0;              // E
   bool has_output_postprocess = false;  // a module runs on every routed row before the combine
 };
 
 // Problem of real tensors; reads device properties, never device memory.
-ExpertProblem describe_problem(const at::Tensor& x, const at::Tensor& w1, bool has_output_postprocess);
+ExpertProblem describe_problem(const at::Tensor& x, const at::Tensor& w1,
+                               bool has_output_postprocess);
 
 struct ExpertWeights {
   at::Tensor w1;  // [E, H, D] gate
@@ -44,14 +46,14 @@ struct ExpertOptions {
   double capacity_factor = 1.25;  // batched_mm_capacity only
 };
 
-// What a backend did, summed over calls; fields a backend has no use for stay zero. `dropped_rows` is
-// a device scalar (int64) so that counting forces no host sync; undefined when nothing can drop.
+// What a backend did, summed over calls; fields a backend has no use for stay zero. `dropped_rows`
+// is a device scalar (int64) so that counting forces no host sync; undefined when nothing can drop.
 struct ExpertStats {
   int64_t calls = 0;
   int64_t rows = 0;         // routed rows given, tail included
-  int64_t padded_rows = 0;  // rows actually multiplied, >= rows for padded backends
-  int64_t host_syncs = 0;   // reads of device data by the host
-  int64_t saved_bytes = 0;  // tensors the backend itself keeps for backward (inputs and weights excluded)
+  int64_t padded_rows = 0;  // rows multiplied: padding included; for_loop leaves tail rows out
+  int64_t host_syncs = 0;   // reads of device data by the host; on the CPU a read stops nothing: 0
+  int64_t saved_bytes = 0;  // tensors the backend keeps for backward besides x and the weights
   at::Tensor dropped_rows;
 };
 
@@ -61,13 +63,18 @@ struct ExpertBackend {
   // "" when the backend can run the problem, otherwise one sentence with the reason.
   std::string (*supports)(const ExpertProblem& problem);
   // x [R, D] with R > 0, E > 0; counts checked by run_expert_rows; differentiable in x and weights.
-  at::Tensor (*run_rows)(const at::Tensor& x, const at::Tensor& counts, const ExpertWeights& weights,
-                         const ExpertOptions& options, ExpertStats& stats);
+  at::Tensor (*run_rows)(const at::Tensor& x, const at::Tensor& counts,
+                         const ExpertWeights& weights, const ExpertOptions& options,
+                         ExpertStats& stats);
 };
 
-// The table, best first, `for_loop` last. Names: grouped_mm, batched_mm_padded, batched_mm_capacity,
-// for_loop.
+// The table. Names: grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop.
 const std::vector<ExpertBackend>& expert_backends();
+
+// What "auto" tries on a device, best first: every exact backend (never batched_mm_capacity, which
+// drops rows), in table order, except that for_loop comes first on the CPU, where it measures
+// fastest.
+std::vector<const ExpertBackend*> expert_auto_order(DeviceKind device);
 
 struct ExpertRefusal {
   std::string_view name;
@@ -75,22 +82,24 @@ struct ExpertRefusal {
 };
 struct ExpertChoice {
   const ExpertBackend* backend = nullptr;
-  std::vector<ExpertRefusal> refusals;  // "auto": those passed over, in table order, with reasons
+  std::vector<ExpertRefusal> refusals;  // "auto": those passed over, in order, with reasons
 };
 
-// `compute_backend`: "auto" takes the first exact backend that supports the problem (never
-// batched_mm_capacity, which drops rows); a name takes that one. Error(kUsage): unknown name (lists the names; old
-// spellings `bmm`, `bmm_nodrop` name their successor), or a named backend that cannot run the
-// problem (its reason). Never switches silently.
+// `compute_backend`: "auto" takes the first of expert_auto_order that supports the problem; a name
+// takes that one. Error(kUsage): unknown name (lists the names; old spellings `bmm`, `bmm_nodrop`
+// name their successor), or a named backend that cannot run the problem (its reason). Never
+// switches silently.
 ExpertChoice choose_expert_backend(std::string_view compute_backend, const ExpertProblem& problem);
 
-// Runs `backend` on rows. Handles, the same for every backend, E = 0, R = 0 and all-zero counts (empty or
-// zero output that still depends on x and all three weights, so that gradients are zeros, not
-// missing) and tail rows (zero output and gradient). Error(kUsage) for wrong shapes, dtypes, devices,
-// negative counts or sum(counts) > R on the CPU; on other devices the counts are clamped on the
-// device and `error_word` (int32 [1], may be undefined) gets kErrorCounts.
-at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x, const at::Tensor& counts,
-                           const ExpertWeights& weights, const ExpertOptions& options,
-                           ExpertStats& stats, const at::Tensor& error_word = {});
+// Runs `backend` on rows. Handles, the same for every backend, E = 0, R = 0 and all-zero counts
+// (empty or zero output that still depends on x and all three weights, so that gradients are zeros,
+// not missing) and tail rows (zero output and gradient). Gradients of gradients are refused.
+// Error(kUsage) for wrong shapes, dtypes, devices, negative counts or sum(counts) > R on the CPU;
+// on other devices the counts are clamped on the device and `error_word` (int32 [1], may be
+// undefined) gets kErrorCounts.
+at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
+                           const at::Tensor& counts, const ExpertWeights& weights,
+                           const ExpertOptions& options, ExpertStats& stats,
+                           const at::Tensor& error_word = {});
 
 }  // namespace amoeba::nn
