@@ -51,10 +51,9 @@ struct ExpertOptions {
 struct ExpertStats {
   int64_t calls = 0;
   int64_t rows = 0;         // routed rows given, tail included
-  int64_t padded_rows = 0;  // rows actually multiplied, >= rows for padded backends
-  int64_t host_syncs = 0;   // reads of device data by the host
-  int64_t saved_bytes =
-      0;  // tensors the backend itself keeps for backward (inputs and weights excluded)
+  int64_t padded_rows = 0;  // rows multiplied: padding included; for_loop leaves tail rows out
+  int64_t host_syncs = 0;   // reads of device data by the host; on the CPU a read stops nothing: 0
+  int64_t saved_bytes = 0;  // tensors the backend keeps for backward besides x and the weights
   at::Tensor dropped_rows;
 };
 
@@ -69,9 +68,13 @@ struct ExpertBackend {
                          ExpertStats& stats);
 };
 
-// The table, best first, `for_loop` last. Names: grouped_mm, batched_mm_padded,
-// batched_mm_capacity, for_loop.
+// The table. Names: grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop.
 const std::vector<ExpertBackend>& expert_backends();
+
+// What "auto" tries on a device, best first: every exact backend (never batched_mm_capacity, which
+// drops rows), in table order, except that for_loop comes first on the CPU, where it measures
+// fastest.
+std::vector<const ExpertBackend*> expert_auto_order(DeviceKind device);
 
 struct ExpertRefusal {
   std::string_view name;
@@ -79,20 +82,21 @@ struct ExpertRefusal {
 };
 struct ExpertChoice {
   const ExpertBackend* backend = nullptr;
-  std::vector<ExpertRefusal> refusals;  // "auto": those passed over, in table order, with reasons
+  std::vector<ExpertRefusal> refusals;  // "auto": those passed over, in order, with reasons
 };
 
-// `compute_backend`: "auto" takes the first exact backend that supports the problem (never
-// batched_mm_capacity, which drops rows); a name takes that one. Error(kUsage): unknown name (lists
-// the names; old spellings `bmm`, `bmm_nodrop` name their successor), or a named backend that
-// cannot run the problem (its reason). Never switches silently.
+// `compute_backend`: "auto" takes the first of expert_auto_order that supports the problem; a name
+// takes that one. Error(kUsage): unknown name (lists the names; old spellings `bmm`, `bmm_nodrop`
+// name their successor), or a named backend that cannot run the problem (its reason). Never
+// switches silently.
 ExpertChoice choose_expert_backend(std::string_view compute_backend, const ExpertProblem& problem);
 
 // Runs `backend` on rows. Handles, the same for every backend, E = 0, R = 0 and all-zero counts
 // (empty or zero output that still depends on x and all three weights, so that gradients are zeros,
-// not missing) and tail rows (zero output and gradient). Error(kUsage) for wrong shapes, dtypes,
-// devices, negative counts or sum(counts) > R on the CPU; on other devices the counts are clamped
-// on the device and `error_word` (int32 [1], may be undefined) gets kErrorCounts.
+// not missing) and tail rows (zero output and gradient). Gradients of gradients are refused.
+// Error(kUsage) for wrong shapes, dtypes, devices, negative counts or sum(counts) > R on the CPU;
+// on other devices the counts are clamped on the device and `error_word` (int32 [1], may be
+// undefined) gets kErrorCounts.
 at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
                            const at::Tensor& counts, const ExpertWeights& weights,
                            const ExpertOptions& options, ExpertStats& stats,

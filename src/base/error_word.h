@@ -1,5 +1,6 @@
-// Bits of the error word, one int32 a device: operations OR a bit in and go on without writing out
-// of range; the host reads the word together with the loss.
+// Bits of the error word: one int32 on the device that operations OR into when they meet bad data
+// they cannot refuse without a host read. They write nothing out of range and go on; the host reads
+// the word later.
 #pragma once
 
 #include <cstdint>

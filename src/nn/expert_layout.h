@@ -14,4 +14,9 @@ struct ExpertLayout {
 // counts [E] int64 with sum(counts) <= num_rows, on the device of the result; no host read.
 ExpertLayout expert_layout(const at::Tensor& counts, int64_t num_rows);
 
+// Counts that expert_layout accepts, whatever `counts` holds: negative ones become 0, and what
+// exceeds num_rows is cut from the last experts. A change ORs kErrorCounts into `error_word` (int32
+// [1]; may be undefined). No host read.
+at::Tensor clamp_counts(const at::Tensor& counts, int64_t num_rows, const at::Tensor& error_word);
+
 }  // namespace amoeba::nn

@@ -114,8 +114,8 @@ TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
   const at::Tensor x = random({kBatch * kLength, kDim}).to(at::kFloat);
   const at::Tensor dy = random({kBatch * kLength, kDim});
   at::Tensor leaf = x.clone().set_requires_grad(true);
-  const at::Tensor y = fixture.attention.forward(
-      leaf, {kBatch, kLength, positions, shape.segments}, table, nullptr);
+  const at::Tensor y =
+      fixture.attention.forward(leaf, {kBatch, kLength, positions, shape.segments}, table, nullptr);
   torch::autograd::backward({y}, {dy.to(at::kFloat)});
 
   Tensors inputs = {x.to(at::kDouble)}, actual = {y.detach(), leaf.grad()};
@@ -130,10 +130,11 @@ TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, AttentionShapes,
-    testing::Values(Shape{"mha", 3, 3, false, {}}, Shape{"gqa", 4, 2, false, {}},
-                    Shape{"mqa_qk_norm", 4, 1, true, {}},
-                    Shape{"documents", 4, 2, false, {{0, 0, 4}, {0, 4, 5}, {1, 0, 9}}},
-                    Shape{"one_token_documents", 3, 3, true, {{0, 0, 1}, {0, 1, 8}, {1, 0, 8}, {1, 8, 1}}}),
+    testing::Values(
+        Shape{"mha", 3, 3, false, {}}, Shape{"gqa", 4, 2, false, {}},
+        Shape{"mqa_qk_norm", 4, 1, true, {}},
+        Shape{"documents", 4, 2, false, {{0, 0, 4}, {0, 4, 5}, {1, 0, 9}}},
+        Shape{"one_token_documents", 3, 3, true, {{0, 0, 1}, {0, 1, 8}, {1, 0, 8}, {1, 8, 1}}}),
     [](const auto& info) { return info.param.name; });
 
 TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
@@ -147,7 +148,8 @@ TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
       x, {1, kLength, at::arange(kLength, at::kLong), {}}, table, nullptr);
   nn::KvCache cache{at::zeros({1, 2, kLength, kHeadDim}), at::zeros({1, 2, kLength, kHeadDim}), 0};
   std::vector<at::Tensor> parts;
-  for (const auto& [begin, size] : {std::pair<int64_t, int64_t>{0, 4}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}}) {
+  for (const auto& [begin, size] :
+       {std::pair<int64_t, int64_t>{0, 4}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}}) {
     parts.push_back(fixture.attention.forward(
         x.narrow(0, begin, size), {1, size, at::arange(begin, begin + size, at::kLong), {}}, table,
         &cache));

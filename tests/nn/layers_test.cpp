@@ -39,9 +39,12 @@ TEST_P(Layers, RmsNormAgreesWithPlain) {
           .to(in[0].scalar_type());
     };
     const Tensors same = run_with_gradients(plain, {x, weight}, dy, GetParam());
-    const Tensors exact = run_with_gradients(plain, {x.to(GetParam()), weight}, dy.to(GetParam()), at::kDouble);
-    EXPECT_TRUE(compare_rows(y.detach(), same[0], exact[0])) << compare_rows(y.detach(), same[0], exact[0]).message;
-    EXPECT_TRUE(compare_rows(leaf.grad(), same[1], exact[1])) << compare_rows(leaf.grad(), same[1], exact[1]).message;
+    const Tensors exact =
+        run_with_gradients(plain, {x.to(GetParam()), weight}, dy.to(GetParam()), at::kDouble);
+    EXPECT_TRUE(compare_rows(y.detach(), same[0], exact[0]))
+        << compare_rows(y.detach(), same[0], exact[0]).message;
+    EXPECT_TRUE(compare_rows(leaf.grad(), same[1], exact[1]))
+        << compare_rows(leaf.grad(), same[1], exact[1]).message;
     const Comparison dw = compare_rows(parameter.handle->grad, same[2].to(at::kFloat), exact[2]);
     EXPECT_TRUE(dw) << "weight: " << dw.message;
   }
@@ -70,7 +73,8 @@ TEST_P(Layers, RopeAgreesWithPlainAndKeepsLength) {
     for (int64_t i = 0; i < hd / 2; ++i) {
       const at::Tensor angle =
           positions.to(at::kDouble) * std::pow(10000.0, -2.0 * static_cast<double>(i) / hd);
-      const at::Tensor cos = angle.cos().to(dtype).unsqueeze(1), sin = angle.sin().to(dtype).unsqueeze(1);
+      const at::Tensor cos = angle.cos().to(dtype).unsqueeze(1),
+                       sin = angle.sin().to(dtype).unsqueeze(1);
       const at::Tensor a = in[0].select(2, 2 * i), b = in[0].select(2, 2 * i + 1);
       columns.push_back(a * cos - b * sin);
       columns.push_back(a * sin + b * cos);
@@ -79,7 +83,8 @@ TEST_P(Layers, RopeAgreesWithPlainAndKeepsLength) {
   };
   const Tensors actual = run_with_gradients(fused, {x}, dy, GetParam());
   expect_agrees(actual, plain, {x}, dy, GetParam());
-  const double before = x.norm().item<double>(), after = actual[0].to(at::kDouble).norm().item<double>();
+  const double before = x.norm().item<double>(),
+               after = actual[0].to(at::kDouble).norm().item<double>();
   EXPECT_NEAR(after / before, 1.0, GetParam() == at::kFloat ? 1e-6 : 1e-2);
 }
 
@@ -90,8 +95,8 @@ TEST_P(Layers, LinearAgreesWithPlainAndAccumulates) {
   const at::Tensor y = nn::linear(leaf, *parameter.handle);
   torch::autograd::backward({y}, {dy.to(GetParam())});
   const auto plain = [](const Tensors& in) { return at::mm(in[0], in[1].t()); };
-  expect_agrees({y.detach(), leaf.grad(), parameter.handle->grad.to(GetParam())}, plain, {x, weight},
-                dy, GetParam());
+  expect_agrees({y.detach(), leaf.grad(), parameter.handle->grad.to(GetParam())}, plain,
+                {x, weight}, dy, GetParam());
   const at::Tensor once = parameter.handle->grad.clone();
   torch::autograd::backward({nn::linear(leaf, *parameter.handle)}, {dy.to(GetParam())});
   EXPECT_TRUE(at::equal(parameter.handle->grad, once + once));
@@ -104,7 +109,8 @@ TEST_P(Layers, GatherAndCombineAgreeWithPlain) {
   ids.select(0, 4).fill_(0);
   ids.select(0, 5).select(0, 1).fill_(experts);
   const nn::Routes routes = nn::sort_by_expert(ids, experts);
-  const at::Tensor x = random({tokens, dim}), scores = random({tokens, top_k}), dy = random({tokens, dim});
+  const at::Tensor x = random({tokens, dim}), scores = random({tokens, top_k}),
+                   dy = random({tokens, dim});
   const auto fused = [&](const Tensors& in) {
     return nn::combine_rows(nn::gather_rows(in[0], routes), in[1].to(at::kFloat), routes);
   };
@@ -123,7 +129,8 @@ TEST_P(Layers, EmbeddingAddsEveryUse) {
   const at::Tensor grad = parameter.handle->grad;
   EXPECT_TRUE(at::equal(y.detach(), weight.to(at::kFloat).to(GetParam()).index_select(0, tokens)));
   EXPECT_TRUE(at::equal(grad.select(0, 0), wide.select(0, 1)));
-  EXPECT_TRUE(at::equal(grad.select(0, 3), wide.select(0, 0) + wide.select(0, 2) + wide.select(0, 3)));
+  EXPECT_TRUE(
+      at::equal(grad.select(0, 3), wide.select(0, 0) + wide.select(0, 2) + wide.select(0, 3)));
   EXPECT_TRUE(at::equal(grad.select(0, 1), at::zeros({6})));
 }
 
@@ -134,7 +141,8 @@ TEST(Dispatch, SortIsStableAndInverse) {
   const at::Tensor ids = at::tensor({2, 0, 4, 2, 0, 1}, at::kLong).view({3, 2});  // 4 = E: skipped
   const nn::Routes routes = nn::sort_by_expert(ids, 4);
   EXPECT_TRUE(at::equal(routes.row_slot, at::tensor({1, 4, 5, 0, 3, 2}, at::kLong)));
-  EXPECT_TRUE(at::equal(routes.row_slot.index_select(0, routes.slot_row), at::arange(6, at::kLong)));
+  EXPECT_TRUE(
+      at::equal(routes.row_slot.index_select(0, routes.slot_row), at::arange(6, at::kLong)));
 }
 
 TEST(Dispatch, CombineOfIntegersIsExact) {

@@ -32,8 +32,8 @@ TEST_P(Loss, AgreesWithPlainInEveryChunking) {
   targets.select(0, 17).fill_(nn::kIgnoreIndex);
   OneParameter parameter(weight, GetParam().dtype);
   const at::Tensor x = hidden.to(GetParam().dtype);
-  const nn::LossOutput out = nn::lm_head_cross_entropy(
-      x, *parameter.handle, targets, {1.0 / 27.0, GetParam().max_chunk_bytes});
+  const nn::LossOutput out = nn::lm_head_cross_entropy(x, *parameter.handle, targets,
+                                                       {1.0 / 27.0, GetParam().max_chunk_bytes});
 
   const auto plain = [&](const Tensors& in) {
     const at::Tensor logits = at::mm(in[0], in[1].t());
@@ -48,17 +48,18 @@ TEST_P(Loss, AgreesWithPlainInEveryChunking) {
   EXPECT_NEAR(loss, want, allowed);
   const Comparison dx = compare_rows(out.dhidden, same[1], exact[1]);
   EXPECT_TRUE(dx) << "dhidden: " << dx.message;
-  const Comparison dw = compare_rows(parameter.handle->grad.to(GetParam().dtype), same[2], exact[2]);
+  const Comparison dw =
+      compare_rows(parameter.handle->grad.to(GetParam().dtype), same[2], exact[2]);
   EXPECT_TRUE(dw) << "weight: " << dw.message;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Chunks, Loss,
-    testing::Values(Case{"fp32_whole", at::kFloat, 1 << 20}, Case{"fp32_one_row", at::kFloat, 1},
-                    Case{"fp32_four_rows", at::kFloat, 4 * kVocab * 4},
-                    Case{"bf16_whole", at::kBFloat16, 1 << 20},
-                    Case{"bf16_four_rows", at::kBFloat16, 4 * kVocab * 4}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Chunks, Loss,
+                         testing::Values(Case{"fp32_whole", at::kFloat, 1 << 20},
+                                         Case{"fp32_one_row", at::kFloat, 1},
+                                         Case{"fp32_four_rows", at::kFloat, 4 * kVocab * 4},
+                                         Case{"bf16_whole", at::kBFloat16, 1 << 20},
+                                         Case{"bf16_four_rows", at::kBFloat16, 4 * kVocab * 4}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Loss, AddsToTheGradientAndLeavesItAloneWithoutGradMode) {
   at::manual_seed(4);

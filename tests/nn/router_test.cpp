@@ -23,7 +23,8 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 TEST(SelectExperts, TiesGoToTheLowerIdAndBestComesFirst) {
   const at::Tensor choice =
       at::tensor({0.5f, 0.5f, 0.5f, 0.5f, 0.1f, 0.9f, 0.9f, 0.2f}).view({2, 4});
-  EXPECT_TRUE(at::equal(nn::select_experts(choice, 2), at::tensor({0, 1, 1, 2}, at::kLong).view({2, 2})));
+  EXPECT_TRUE(
+      at::equal(nn::select_experts(choice, 2), at::tensor({0, 1, 1, 2}, at::kLong).view({2, 2})));
 }
 
 TEST(SelectExperts, NanNeverGivesABadOrRepeatedId) {
@@ -56,7 +57,8 @@ TEST(SelectExperts, AgreesWithANaiveSort) {
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       return choice[t][a].item<float>() > choice[t][b].item<float>();
     });
-    for (int64_t k = 0; k < 4; ++k) EXPECT_EQ(ids[t][k].item<int64_t>(), order[static_cast<size_t>(k)]);
+    for (int64_t k = 0; k < 4; ++k)
+      EXPECT_EQ(ids[t][k].item<int64_t>(), order[static_cast<size_t>(k)]);
   }
 }
 
@@ -89,8 +91,7 @@ TEST_P(RouterScores, AgreeWithPlainInValuesAndGradients) {
 
   const at::Tensor gate = fixture.store.parameters()[0]->master.detach();
   const auto plain = [&, route_norm = norm, route_scale = scale](const Tensors& in) {
-    const at::Tensor scores =
-        at::softmax(at::mm(in[0], in[1].t()), -1).gather(1, out.expert_ids);
+    const at::Tensor scores = at::softmax(at::mm(in[0], in[1].t()), -1).gather(1, out.expert_ids);
     return (route_norm ? scores / scores.sum(-1, true) : scores) * route_scale;
   };
   const Tensors inputs = {x.to(at::kFloat).to(at::kDouble), gate.to(at::kDouble)};
@@ -178,7 +179,8 @@ TEST(ExpertBias, MovesAgainstTheLoadAndKeepsItsMean) {
   const at::Tensor want =
       at::tensor({-1e-3f, 1e-3f, 1e-3f, -1e-3f, 0.f, 0.f, 0.f, 0.f}).view({2, 4});
   EXPECT_TRUE(at::allclose(next, want, 0.0, 1e-9));
-  const at::Tensor hot = nn::balanced_expert_bias(at::zeros({4}), at::tensor({12, 0, 0, 0}, at::kLong), 1e-3);
+  const at::Tensor hot =
+      nn::balanced_expert_bias(at::zeros({4}), at::tensor({12, 0, 0, 0}, at::kLong), 1e-3);
   EXPECT_TRUE(at::allclose(hot, at::tensor({-1.5e-3f, 0.5e-3f, 0.5e-3f, 0.5e-3f}), 0.0, 1e-9));
 }
 
