@@ -1,14 +1,16 @@
 #include "nn/attention.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/manual_seed.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include <limits>
@@ -135,7 +137,7 @@ INSTANTIATE_TEST_SUITE_P(
         Shape{"mqa_qk_norm", 4, 1, true, {}},
         Shape{"documents", 4, 2, false, {{0, 0, 4}, {0, 4, 5}, {1, 0, 9}}},
         Shape{"one_token_documents", 3, 3, true, {{0, 0, 1}, {0, 1, 8}, {1, 0, 8}, {1, 8, 1}}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& row) { return row.param.name; });
 
 TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
   at::manual_seed(10);

@@ -1,12 +1,14 @@
 // Norm, activation, rotation, products, gather and combine: each against the plain computation.
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/manual_seed.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include "nn/dispatch.h"
@@ -135,7 +137,7 @@ TEST_P(Layers, EmbeddingAddsEveryUse) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Layers, testing::Values(at::kFloat, at::kBFloat16),
-                         [](const auto& info) { return std::string(c10::toString(info.param)); });
+                         [](const auto& row) { return std::string(c10::toString(row.param)); });
 
 TEST(Dispatch, SortIsStableAndInverse) {
   const at::Tensor ids = at::tensor({2, 0, 4, 2, 0, 1}, at::kLong).view({3, 2});  // 4 = E: skipped

@@ -1,12 +1,16 @@
 #include "nn/loss.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/log_softmax.h>
-#include <ATen/ops/manual_seed.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randint.h>
+#include <ATen/ops/zeros.h>
 
 #include "amoeba/error.h"
 #include "nn/plain.h"
@@ -59,7 +63,7 @@ INSTANTIATE_TEST_SUITE_P(Chunks, Loss,
                                          Case{"fp32_four_rows", at::kFloat, 4 * kVocab * 4},
                                          Case{"bf16_whole", at::kBFloat16, 1 << 20},
                                          Case{"bf16_four_rows", at::kBFloat16, 4 * kVocab * 4}),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& row) { return row.param.name; });
 
 TEST(Loss, AddsToTheGradientAndLeavesItAloneWithoutGradMode) {
   at::manual_seed(4);
