@@ -12,7 +12,8 @@ import sys
 for path in sys.argv[1:]:
     compile(open(path, "rb").read(), path, "exec")'
   say "format of C++ files"
-  git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0r .venv/bin/clang-format --dry-run -Werror
+  git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' | xargs -0r .venv/bin/clang-format --dry-run -Werror ||
+    die "format the files named above with .venv/bin/clang-format -i"
 else
   say "no git checkout: whitespace and format are not checked"
 fi
