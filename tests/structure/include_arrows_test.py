@@ -69,35 +69,45 @@ CASES = [
 ]
 
 
-def planted(files):
-    """Violations of a tree of empty HEADERS with `files` (path -> include lines) written over it."""
-    with tempfile.TemporaryDirectory() as root:
-        for path in [*HEADERS, *files]:
-            file = Path(root, path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [x if "#" in x else f"#include {x}" for x in files.get(path, [])]
-            file.write_text("\n".join(lines) + "\n")
-        return violations(root)
-
-
 class IncludeArrows(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        for path in HEADERS:
+            self.write(path, [])
+
+    def write(self, path, lines):
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{x if '#' in x else '#include ' + x}\n" for x in lines))
+
+    def planted(self, files):
+        """Violations of the tree with `files` (path -> include lines) in it."""
+        for path, lines in files.items():
+            self.write(path, lines)
+        found = violations(self.root)
+        for path in files:
+            self.write(path, []) if path in HEADERS else (self.root / path).unlink()
+        return found
+
     def test_cases(self):
         for path, lines, wanted in CASES:
             with self.subTest(path=path, lines=lines):
-                found = planted({path: lines})
+                found = self.planted({path: lines})
                 if wanted is None:
                     self.assertEqual(found, [])
                 else:
                     self.assertTrue(any(path in f and wanted in f for f in found), found)
 
     def test_a_violation_names_file_and_line(self):
-        found = planted({"src/base/a.cpp": ["<string>", '"nn/router.h"']})
+        found = self.planted({"src/base/a.cpp": ["<string>", '"nn/router.h"']})
         self.assertEqual(
             found, ["src/base/a.cpp:2: layer base must not include src/nn/router.h of layer nn"]
         )
 
     def test_confined_header_from_two_files(self):
-        found = planted({"apps/a.cpp": ["<CLI/CLI.hpp>"], "apps/b.cpp": ["<CLI/CLI.hpp>"]})
+        found = self.planted({"apps/a.cpp": ["<CLI/CLI.hpp>"], "apps/b.cpp": ["<CLI/CLI.hpp>"]})
         self.assertEqual(found, ["CLI/: included from apps/a.cpp, apps/b.cpp; at most 1 may"])
 
 
