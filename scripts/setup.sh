@@ -65,7 +65,7 @@ setup_python() {
   local missing
   mapfile -t missing < <(.venv/bin/python scripts/missing_requirements.py scripts/requirements.txt)
   [ ${#missing[@]} -gt 0 ] || return 0
-  say "installing Python packages into .venv: ${missing[*]} (torch is large: this can take minutes)"
+  say "installing Python packages into .venv: ${missing[*]} (this can take minutes)"
   local started=$SECONDS
   .venv/bin/python -m pip install --disable-pip-version-check "${missing[@]}" ||
     die "pip could not install: ${missing[*]}"
@@ -83,6 +83,6 @@ make_venv() {
 }
 
 setup_packages
-version=$("${CXX:-g++}" -dumpfullversion -dumpversion)
+version=$("${CXX:-g++}" -dumpfullversion -dumpversion 2>/dev/null) || die "the compiler ${CXX:-g++} does not run"
 [ "${version%%.*}" -ge 12 ] || die "${CXX:-g++} is version $version, want 12 or later (set CXX to a newer one)"
 setup_python
