@@ -81,7 +81,7 @@ def includes_of(path):
 
 def resolve(root, path, header):
     """Path of one of our headers relative to the root, found as the compiler does; None if absent."""
-    for folder in (Path(path).parent, Path("include"), Path("src")):
+    for folder in (Path(path).parent, Path("include"), Path("src"), Path()):
         candidate = (root / folder / header).resolve()
         if candidate.is_file() and candidate.is_relative_to(root):
             return candidate.relative_to(root).as_posix()

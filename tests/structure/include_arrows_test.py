@@ -19,6 +19,7 @@ HEADERS = [
     "src/dist/group.h",
     "src/train/loop.h",
     "src/train/plain/run_config.h",
+    "apps/options.h",
     "tests/support/compare.h",
 ]
 
@@ -34,6 +35,8 @@ CASES = [
     ("src/dist/a.cpp", ['"nn/router.h"'], None),
     ("src/train/a.cpp", ['"nn/router.h"', '"train/plain/run_config.h"'], None),
     ("apps/a.cpp", ["<CLI/CLI.hpp>", '"train/loop.h"', '"formats/value.h"'], None),
+    ("apps/a.cpp", ['"apps/options.h"'], None),
+    ("src/train/a.cpp", ['"apps/options.h"'], "train must not include apps/options.h"),
     ("tests/nn/a.cpp", ['"nn/router.h"', '"support/compare.h"'], None),
     ("src/base/a.cpp", ['"formats/value.h"'], "base must not include src/formats/value.h"),
     ("src/base/a.cpp", ['"../formats/value.h"'], "base must not include src/formats/value.h"),
