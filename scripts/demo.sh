@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the demo model on the King James Bible and shows what came out.
+# Trains the demo model on the King James Bible; the run ends with the paths of what it wrote.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 run=runs/demo
 
@@ -11,5 +11,3 @@ if [ -e "$run" ]; then
   mv "$run" "$run.previous"
 fi
 build/amoeba train --config demo --data.path build/data/kjv.txt --run.folder "$run"
-say "the run is in $run:"
-find "$run" -mindepth 1 -maxdepth 2 | sort
