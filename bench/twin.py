@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_amoeba(arguments, steps):
-    """(the start record, tokens/s of every LOG_INTERVAL steps) of one run of the binary."""
+    """(the start record, tokens/s of every LOG_INTERVAL steps after the skipped ones) of one run."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "data.path": arguments.data, "run.folder": folder, "training.steps": steps,
@@ -46,7 +46,8 @@ def run_amoeba(arguments, steps):
         lines = Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     start = next(r for r in records if r["kind"] == "start")
-    return start, [r["tokens_per_second"] for r in records if r["kind"] == "step"]
+    logged = [r for r in records if r["kind"] == "step" and r["step"] > arguments.skip]
+    return start, [r["tokens_per_second"] for r in logged]
 
 
 def cpu_name():
@@ -57,11 +58,11 @@ def cpu_name():
 
 
 def compare(arguments, c, text):
-    steps, skipped = arguments.steps or 60, arguments.skip // LOG_INTERVAL
+    steps, skipped = arguments.steps or 60, -(-arguments.skip // LOG_INTERVAL)
     speeds = {"amoeba": [], "twin": []}
     for round_number in range(arguments.rounds):
         start, amoeba = run_amoeba(arguments, steps)
-        speeds["amoeba"] += amoeba[skipped:]
+        speeds["amoeba"] += amoeba
         speeds["twin"] += train_twin(c, text, steps)[1][skipped:]
         print(f"round {round_number + 1} of {arguments.rounds} done", file=sys.stderr)
     table = {name: {"median": statistics.median(v), "min": min(v), "max": max(v), "values": v}
@@ -69,7 +70,7 @@ def compare(arguments, c, text):
     ratio = table["amoeba"]["median"] / table["twin"]["median"]
     facts = {"cpu": cpu_name(), "threads": arguments.threads, "torch": torch.__version__,
              "amoeba": start["version"], "backend": start["backend"], "rounds": arguments.rounds,
-             "steps": steps, "skipped_steps": skipped * LOG_INTERVAL}
+             "steps": steps, "skipped_steps": arguments.skip}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     print(f"{'tokens/s':10}{'median':>10}{'min':>10}{'max':>10}")
     for name, row in table.items():
