@@ -3,36 +3,38 @@
 #
 # Input:  AMOEBA_TORCH_ROOT, the wheel's `torch` folder (holds include/ and lib/); when unset, the
 #         Python named by AMOEBA_PYTHON is asked where its torch is.
-# Output: target amoeba::torch; AMOEBA_TORCH_VERSION; AMOEBA_TORCH_HAS_CUDA.
-if(NOT AMOEBA_TORCH_ROOT)
+# Output: target amoeba::torch; AMOEBA_TORCH_FOLDER, AMOEBA_TORCH_VERSION, AMOEBA_TORCH_HAS_CUDA.
+set(AMOEBA_TORCH_ROOT "" CACHE PATH "torch folder of the wheel to build against; empty: AMOEBA_PYTHON's")
+set(AMOEBA_TORCH_FOLDER "${AMOEBA_TORCH_ROOT}")
+if(NOT AMOEBA_TORCH_FOLDER)
+  # Asked at every configuration, so that another wheel put into that Python is noticed.
   execute_process(
     COMMAND "${AMOEBA_PYTHON}" -c
       "import importlib.util as u; s = u.find_spec('torch'); print(list(s.submodule_search_locations)[0] if s else '')"
-    OUTPUT_VARIABLE AMOEBA_TORCH_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE)
+    OUTPUT_VARIABLE AMOEBA_TORCH_FOLDER OUTPUT_STRIP_TRAILING_WHITESPACE)
 endif()
-set(AMOEBA_TORCH_ROOT "${AMOEBA_TORCH_ROOT}" CACHE PATH "torch folder of the wheel to build against")
-if(NOT EXISTS "${AMOEBA_TORCH_ROOT}/include/ATen/core/Tensor.h")
-  message(FATAL_ERROR "torch: no LibTorch headers under '${AMOEBA_TORCH_ROOT}'. Install torch >= 2.11 "
-    "with pip and set AMOEBA_PYTHON, or set AMOEBA_TORCH_ROOT to the wheel's torch folder.")
+if(NOT EXISTS "${AMOEBA_TORCH_FOLDER}/include/ATen/core/Tensor.h")
+  message(FATAL_ERROR "torch: no LibTorch headers under '${AMOEBA_TORCH_FOLDER}' (AMOEBA_PYTHON is '${AMOEBA_PYTHON}'). "
+    "Install torch >= 2.11 with pip and set AMOEBA_PYTHON, or set AMOEBA_TORCH_ROOT to the wheel's torch folder.")
 endif()
 
-file(STRINGS "${AMOEBA_TORCH_ROOT}/version.py" version_line REGEX "^__version__")
-string(REGEX REPLACE ".*'([0-9.]+).*" "\\1" AMOEBA_TORCH_VERSION "${version_line}")
+file(STRINGS "${AMOEBA_TORCH_FOLDER}/version.py" version_line REGEX "^__version__ = ")
+string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" AMOEBA_TORCH_VERSION "${version_line}")
 if(AMOEBA_TORCH_VERSION VERSION_LESS 2.11)
-  message(FATAL_ERROR "torch: found ${AMOEBA_TORCH_VERSION} in ${AMOEBA_TORCH_ROOT}, want 2.11 or later")
+  message(FATAL_ERROR "torch: found '${AMOEBA_TORCH_VERSION}' in ${AMOEBA_TORCH_FOLDER}, want 2.11 or later")
 endif()
 set(AMOEBA_TORCH_HAS_CUDA FALSE)
-if(EXISTS "${AMOEBA_TORCH_ROOT}/lib/libtorch_cuda.so")
+if(EXISTS "${AMOEBA_TORCH_FOLDER}/lib/libtorch_cuda.so")
   set(AMOEBA_TORCH_HAS_CUDA TRUE)
 endif()
-message(STATUS "torch ${AMOEBA_TORCH_VERSION} (CUDA wheel: ${AMOEBA_TORCH_HAS_CUDA}) in ${AMOEBA_TORCH_ROOT}")
+message(STATUS "torch ${AMOEBA_TORCH_VERSION} (CUDA wheel: ${AMOEBA_TORCH_HAS_CUDA}) in ${AMOEBA_TORCH_FOLDER}")
 
 add_library(amoeba_torch INTERFACE)
 add_library(amoeba::torch ALIAS amoeba_torch)
 target_include_directories(amoeba_torch SYSTEM INTERFACE
-  "${AMOEBA_TORCH_ROOT}/include" "${AMOEBA_TORCH_ROOT}/include/torch/csrc/api/include")
+  "${AMOEBA_TORCH_FOLDER}/include" "${AMOEBA_TORCH_FOLDER}/include/torch/csrc/api/include")
 target_compile_definitions(amoeba_torch INTERFACE AT_PER_OPERATOR_HEADERS)
-target_link_directories(amoeba_torch INTERFACE "${AMOEBA_TORCH_ROOT}/lib")
+target_link_directories(amoeba_torch INTERFACE "${AMOEBA_TORCH_FOLDER}/lib")
 # libtorch.so alone drags the right back ends in: its NEEDED entries differ between CPU and CUDA wheels,
 # and the linker must keep it although no symbol is taken from it directly.
 target_link_libraries(amoeba_torch INTERFACE
