@@ -14,7 +14,7 @@ namespace amoeba::formats {
 class TokenSource {
  public:
   virtual ~TokenSource() = default;
-  virtual const std::string& name() const = 0;   // the path, for messages
+  virtual const std::string& name() const = 0;  // the path, for messages
   virtual int64_t num_tokens() const = 0;
   // Bytes of original text that tokens [begin, end) stand for (end-of-document tokens: 0).
   virtual int64_t num_bytes(int64_t begin, int64_t end) const = 0;
@@ -25,11 +25,12 @@ class TokenSource {
   virtual int64_t num_documents() const = 0;
 };
 
-// Opens a UTF-8 or binary text file as byte tokens, memory-mapped. `document_separator` (may be
-// empty: the file is one document) cuts the text; the separator itself is dropped, empty documents are
-// skipped. With two or more documents each is followed by the end-of-document token; a file that is
-// one document has no such token, so its tokens are exactly its bytes.
-// Error(kData) for a missing, empty or unreadable file, or a folder.
+// Opens a UTF-8 or binary text file as byte tokens, memory-mapped; any other tokenizer is refused.
+// `document_separator` (may be empty: the file is one document) cuts the text; the separator itself
+// is dropped, empty documents are skipped. With two or more documents each is followed by the
+// end-of-document token; a file that is one document has no such token, so its tokens are exactly
+// its bytes. Error(kData) for a missing, empty or unreadable file, a folder, or nothing but
+// separators.
 std::unique_ptr<TokenSource> open_text(FileSystem& files, const std::string& path,
                                        const Tokenizer& tokenizer,
                                        const std::string& document_separator);

@@ -1,4 +1,5 @@
-// Text to token ids and back. Bytes are the only tokenizer so far; others join behind this interface.
+// Text to token ids and back. Bytes are the only tokenizer so far; others join behind this
+// interface.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,12 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
   virtual std::string name() const = 0;
-  virtual int64_t vocab_size() const = 0;         // ids are in [0, vocab_size)
-  virtual int32_t end_of_document() const = 0;    // never produced by encode()
+  virtual int64_t vocab_size() const = 0;       // ids are in [0, vocab_size)
+  virtual int32_t end_of_document() const = 0;  // never produced by encode()
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
-  virtual std::string decode(const std::vector<int32_t>& ids) const = 0;  // special ids give nothing
+  // Ids that stand for no text (special ones, padding of a model's vocabulary) give nothing; a
+  // negative id is Error(kUsage).
+  virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
 };
 
 // Ids 0..255 are the bytes themselves, 256 ends a document; vocab_size 257.
