@@ -25,6 +25,7 @@ struct ModelConfig {
   double rope_theta = 10000.0;
   bool tie_embeddings = false;
   double embedding_std = 1.0;
+  double init_std = 0.02;  // of the linear maps; see LayerInit
   AttentionConfig attention;
   MoeConfig moe;
   std::string compute_backend = "auto";

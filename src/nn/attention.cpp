@@ -64,17 +64,17 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Ten
 
 }  // namespace
 
-Attention::Attention(const AttentionConfig& config, const std::string& prefix, double output_std,
-                     ParameterStore& store)
+Attention::Attention(const AttentionConfig& config, const std::string& prefix,
+                     const LayerInit& init, ParameterStore& store)
     : config_(config) {
   const int64_t q_rows = config.num_heads * config.head_dim;
   const int64_t kv_rows = config.num_kv_heads * config.head_dim;
-  const Init init = truncated_normal_init(0.02);
-  wqkv_ = store.join({store.declare(prefix + ".wq.weight", {q_rows, config.dim}, init, true),
-                      store.declare(prefix + ".wk.weight", {kv_rows, config.dim}, init, true),
-                      store.declare(prefix + ".wv.weight", {kv_rows, config.dim}, init, true)});
+  const Init input = truncated_normal_init(init.input_std);
+  wqkv_ = store.join({store.declare(prefix + ".wq.weight", {q_rows, config.dim}, input, true),
+                      store.declare(prefix + ".wk.weight", {kv_rows, config.dim}, input, true),
+                      store.declare(prefix + ".wv.weight", {kv_rows, config.dim}, input, true)});
   wo_ = store.declare(prefix + ".wo.weight", {config.dim, q_rows},
-                      truncated_normal_init(output_std), true);
+                      truncated_normal_init(init.output_std), true);
   if (config.qk_norm) {
     q_norm_ = store.declare(prefix + ".q_norm.weight", {config.head_dim}, ones_init(), false, true);
     k_norm_ = store.declare(prefix + ".k_norm.weight", {config.head_dim}, ones_init(), false, true);

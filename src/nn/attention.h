@@ -47,7 +47,7 @@ class Attention {
  public:
   // Declares `<prefix>.wq.weight` [heads*hd, D], `.wk`, `.wv` [kv heads*hd, D], `.wo` [D,
   // heads*hd].
-  Attention(const AttentionConfig& config, const std::string& prefix, double output_std,
+  Attention(const AttentionConfig& config, const std::string& prefix, const LayerInit& init,
             ParameterStore& store);
 
   // hidden [T, D] -> [T, D]. With a cache: appends this call's T tokens and attends to all before.

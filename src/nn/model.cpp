@@ -22,14 +22,15 @@ Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype,
                               normal_init(config.embedding_std), true);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const std::string prefix = cat("layers.", layer);
-    const double output_std = 0.02 / std::sqrt(2.0 * static_cast<double>(layer + 1));
+    const LayerInit init{config.init_std,
+                         config.init_std / std::sqrt(2.0 * static_cast<double>(layer + 1))};
     const Parameter* attention_norm =
         store_.declare(prefix + ".attention_norm.weight", {dim}, ones_init(), false, true);
-    Attention attention(config.attention, prefix + ".attention", output_std, store_);
+    Attention attention(config.attention, prefix + ".attention", init, store_);
     const Parameter* ffn_norm =
         store_.declare(prefix + ".ffn_norm.weight", {dim}, ones_init(), false, true);
-    blocks_.push_back({attention_norm, attention, ffn_norm,
-                       Moe(config.moe, prefix + ".moe", output_std, store_)});
+    blocks_.push_back(
+        {attention_norm, attention, ffn_norm, Moe(config.moe, prefix + ".moe", init, store_)});
   }
   norm_ = store_.declare("norm.weight", {dim}, ones_init(), false, true);
   const double head_std = 1.0 / std::sqrt(static_cast<double>(dim));

@@ -6,19 +6,19 @@
 
 namespace amoeba::nn {
 
-Moe::Moe(const MoeConfig& config, const std::string& prefix, double output_std,
+Moe::Moe(const MoeConfig& config, const std::string& prefix, const LayerInit& init,
          ParameterStore& store)
-    : config_(config), router_(config.router, prefix + ".router", output_std, store) {
+    : config_(config), router_(config.router, prefix + ".router", init.output_std, store) {
   const int64_t experts = config.router.num_experts, dim = config.router.dim;
   const int64_t hidden = config.hidden_dim;
-  w1_ = store.declare(prefix + ".experts.w1", {experts, hidden, dim}, truncated_normal_init(0.02),
-                      true);
+  w1_ = store.declare(prefix + ".experts.w1", {experts, hidden, dim},
+                      truncated_normal_init(init.input_std), true);
   w2_ = store.declare(prefix + ".experts.w2", {experts, dim, hidden},
-                      truncated_normal_init(output_std), true);
+                      truncated_normal_init(init.output_std), true);
   w3_ = store.declare(prefix + ".experts.w3", {experts, hidden, dim},
-                      truncated_normal_init(output_std), true);
+                      truncated_normal_init(init.output_std), true);
   if (config.num_shared_experts > 0) {
-    shared_.emplace(dim, config.num_shared_experts * hidden, prefix + ".shared_experts", output_std,
+    shared_.emplace(dim, config.num_shared_experts * hidden, prefix + ".shared_experts", init,
                     store);
   }
 }

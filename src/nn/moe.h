@@ -33,7 +33,8 @@ class Moe {
  public:
   // Declares `<prefix>.router.gate.weight`, `<prefix>.experts.{w1,w2,w3}` and
   // `<prefix>.shared_experts.*`.
-  Moe(const MoeConfig& config, const std::string& prefix, double output_std, ParameterStore& store);
+  Moe(const MoeConfig& config, const std::string& prefix, const LayerInit& init,
+      ParameterStore& store);
 
   // A pure function of x [T, D] and, when given, the routing ids: counters and the bias are the
   // caller's. `stats` sums up what the backend did.

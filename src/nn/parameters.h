@@ -23,6 +23,12 @@ struct Init {
   double std = 0.0;
   double cutoff = 2.0;
 };
+// Standard deviations of a layer's linear maps: those that read the residual stream and those that
+// write to it (the deeper the layer, the smaller).
+struct LayerInit {
+  double input_std = 0.0;
+  double output_std = 0.0;
+};
 Init ones_init();
 Init normal_init(double std);
 Init truncated_normal_init(double std, double cutoff = 2.0);

@@ -26,6 +26,7 @@ nn::ModelConfig make_model_config(const RunConfig& config, int64_t tokenizer_voc
   out.tie_embeddings = model.tie_embeddings;
   out.embedding_std = model.embedding_init_std != 0.0 ? model.embedding_init_std
                                                       : (model.tie_embeddings ? 0.02 : 1.0);
+  out.init_std = model.init_std;
   out.attention.dim = model.dim;
   out.attention.num_heads = model.num_heads;
   out.attention.num_kv_heads = model.num_kv_heads;

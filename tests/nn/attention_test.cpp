@@ -96,7 +96,7 @@ at::Tensor plain_attention(const Tensors& in, const Shape& shape, const at::Tens
 struct Fixture {
   explicit Fixture(const Shape& shape)
       : attention({kDim, shape.heads, shape.kv_heads, kHeadDim, shape.qk_norm, 1e-5}, "attention",
-                  0.02, store) {
+                  {0.02, 0.02}, store) {
     store.allocate(at::kCPU, at::kFloat, 11);
     store.allocate_training_state();
     store.groups()[0].master.mul_(20.0);  // scores far from uniform

@@ -25,6 +25,7 @@ struct ModelSection {
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
   bool tie_embeddings = true;
+  double init_std = 0.02;           // of the linear maps
   double embedding_init_std = 0.0;  // 0: 0.02 when tied, 1 when not
 };
 
