@@ -105,7 +105,7 @@ int64_t num_validation_tokens(int64_t num_tokens, double fraction) {
 
 formats::Value DataCursor::to_value() const {
   formats::Array rows;
-  for (const int64_t count : per_source) rows.push_back({count});
+  for (const int64_t count : per_source) rows.emplace_back().data = count;
   return {formats::Object{{"step", {step}}, {"sequences", {sequences}}, {"per_source", {rows}}}};
 }
 
