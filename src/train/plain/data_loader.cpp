@@ -1,0 +1,284 @@
+#include "train/plain/data_loader.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "amoeba/error.h"
+
+namespace amoeba::train {
+
+namespace {
+
+// Streams of random_bits, ASCII for "dataphas" and "dataordr": no other user of the seed has them.
+constexpr uint64_t kPhaseStream = 0x6461746170686173u;
+constexpr uint64_t kOrderStream = 0x646174616f726472u;
+
+int64_t checked_seq_len(const RunConfig& config) {
+  const int64_t seq_len = config.training.seq_len;
+  AMOEBA_CHECK(seq_len >= 1, "training.seq_len is ", seq_len, ", want at least 1");
+  return seq_len;
+}
+
+MicroBatch make_batch(int64_t batch_size, int64_t seq_len) {
+  MicroBatch batch;
+  batch.batch_size = batch_size;
+  batch.seq_len = seq_len;
+  const auto size = static_cast<size_t>(batch_size * seq_len);
+  batch.tokens.resize(size);
+  batch.targets.resize(size);
+  batch.positions.resize(size);
+  batch.segments.reserve(static_cast<size_t>(batch_size));
+  return batch;
+}
+
+// Fills `row` with the window whose inputs are tokens [begin, begin + S), where token -1 stands for
+// the start of the source. Returns the bytes of text behind the valid targets.
+int64_t fill_row(MicroBatch& batch, int64_t row, const formats::TokenSource& source, int64_t begin,
+                 int32_t end_of_document) {
+  const int64_t seq_len = batch.seq_len;
+  std::vector<int32_t> window(static_cast<size_t>(seq_len + 1), end_of_document);
+  const int64_t first_read = std::max<int64_t>(begin, 0);
+  source.read(first_read, std::span(window).subspan(static_cast<size_t>(first_read - begin)));
+
+  int64_t num_bytes = 0, segment_begin = 0;
+  const auto end_segment = [&](int64_t end, int64_t valid) {
+    batch.segments.push_back({row, segment_begin, end - segment_begin});
+    batch.valid_tokens += valid;
+    const int64_t first_target = begin + segment_begin + 1;
+    num_bytes += source.num_bytes(first_target, first_target + valid);
+    segment_begin = end;
+  };
+  for (int64_t i = 0; i < seq_len; ++i) {
+    const auto at = static_cast<size_t>(row * seq_len + i);
+    const int32_t token = window[static_cast<size_t>(i)];
+    const bool ends_document = token == end_of_document && begin + i >= 0;
+    batch.tokens[at] = token;
+    batch.targets[at] = ends_document ? kIgnoredTarget : window[static_cast<size_t>(i + 1)];
+    batch.positions[at] = static_cast<int32_t>(i - segment_begin);
+    if (ends_document) end_segment(i + 1, i - segment_begin);
+  }
+  if (segment_begin < seq_len) end_segment(seq_len, seq_len - segment_begin);
+  return num_bytes;
+}
+
+Sources open_sources(FileSystem& files, const DataSection& data,
+                     const formats::Tokenizer& tokenizer) {
+  AMOEBA_CHECK(!data.path.empty(), "data.path is empty, want at least one text file");
+  Sources sources;
+  for (const std::string& path : data.path) {
+    sources.push_back(formats::open_text(files, path, tokenizer, data.document_separator));
+  }
+  return sources;
+}
+
+// The share of each source, together 1.
+std::vector<double> blend_weights(const DataSection& data, std::span<const int64_t> tokens) {
+  std::vector<double> weights = data.weights;
+  if (weights.empty()) weights.assign(tokens.begin(), tokens.end());
+  AMOEBA_CHECK(weights.size() == tokens.size(), "data.weights has ", weights.size(),
+               " numbers, want ", tokens.size(), ", one for each file of data.path");
+  double sum = 0.0;
+  for (const double weight : weights) {
+    AMOEBA_CHECK(std::isfinite(weight) && weight >= 0.0, "data.weights holds ", weight,
+                 ", want finite numbers of at least 0");
+    sum += weight;
+  }
+  AMOEBA_CHECK(std::isfinite(sum) && sum > 0.0, "data.weights add up to ", sum,
+               ", want a finite number above 0");
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
+}  // namespace
+
+int64_t num_validation_tokens(int64_t num_tokens, double fraction) {
+  AMOEBA_CHECK(fraction >= 0.0 && fraction <= 1.0, "data.validation_fraction is ", fraction,
+               ", want 0 to 1");
+  constexpr int64_t kUnit = 1000000000;
+  const int64_t parts = std::llround(fraction * static_cast<double>(kUnit));
+  // floor(num_tokens * parts / kUnit) without a product beyond 64 bits.
+  return num_tokens / kUnit * parts + num_tokens % kUnit * parts / kUnit;
+}
+
+// ---------------------------------------------------------------------------------------------------
+
+formats::Value DataCursor::to_value() const {
+  formats::Array rows;
+  for (const int64_t count : per_source) rows.emplace_back().data = count;
+  return {formats::Object{{"step", {step}}, {"sequences", {sequences}}, {"per_source", {rows}}}};
+}
+
+DataCursor DataCursor::from_value(const formats::Value& value, std::string_view what) {
+  const auto count = [&](std::string_view key, int64_t number) {
+    AMOEBA_CHECK_KIND(kData, number >= 0, what, ": ", key, " is ", number, ", want at least 0");
+    return number;
+  };
+  DataCursor cursor;
+  cursor.step = count("step", value.integer_at("step", what));
+  cursor.sequences = count("sequences", value.integer_at("sequences", what));
+  for (const formats::Value& rows : value.array_at("per_source", what)) {
+    const auto* number = rows.get_if<int64_t>();
+    AMOEBA_CHECK_KIND(kData, number != nullptr, what, ": per_source holds a ", rows.type_name(),
+                      ", want integers");
+    cursor.per_source.push_back(count("per_source", *number));
+  }
+  return cursor;
+}
+
+// ---------------------------------------------------------------------------------------------------
+
+ValidationSet::ValidationSet(const Sources& sources, const RunConfig& config,
+                             int32_t end_of_document)
+    : seq_len_(checked_seq_len(config)), end_of_document_(end_of_document) {
+  for (int64_t i = 0, before = -1; num_windows() > before; ++i) {
+    before = num_windows();
+    for (const auto& source : sources) {
+      const int64_t size = source->num_tokens();
+      const int64_t held_out = num_validation_tokens(size, config.data.validation_fraction);
+      if (i < held_out / seq_len_) {
+        windows_.push_back({source.get(), size - held_out + i * seq_len_ - 1});
+      }
+    }
+  }
+}
+
+ValidationBatch ValidationSet::batch(int64_t first_window, int64_t count) const {
+  AMOEBA_CHECK(first_window >= 0 && count >= 1 && first_window <= num_windows() - count,
+               "validation: windows [", first_window, ", ", first_window + count,
+               "), want a range inside [0, ", num_windows(), ")");
+  ValidationBatch out{make_batch(count, seq_len_), 0};
+  for (int64_t row = 0; row < count; ++row) {
+    const Window& window = windows_[static_cast<size_t>(first_window + row)];
+    out.num_bytes += fill_row(out.micro_batch, row, *window.source, window.begin, end_of_document_);
+  }
+  return out;
+}
+
+ValidationData open_validation_data(FileSystem& files, const RunConfig& config,
+                                    const formats::Tokenizer& tokenizer) {
+  Sources sources = open_sources(files, config.data, tokenizer);
+  ValidationSet set(sources, config, tokenizer.end_of_document());
+  return {std::move(sources), std::move(set)};
+}
+
+TrainingData open_training_data(FileSystem& files, const RunConfig& config,
+                                const formats::Tokenizer& tokenizer) {
+  ValidationData data = open_validation_data(files, config, tokenizer);
+  return {std::move(data.sources), tokenizer.end_of_document(), std::move(data.set)};
+}
+
+// ---------------------------------------------------------------------------------------------------
+
+DataLoader::DataLoader(const TrainingData& data, const RunConfig& config)
+    : seq_len_(checked_seq_len(config)),
+      local_batch_size_(config.training.local_batch_size),
+      global_batch_size_(config.training.global_batch_size),
+      seed_(static_cast<uint64_t>(config.training.seed)),
+      end_of_document_(data.end_of_document) {
+  AMOEBA_CHECK(local_batch_size_ >= 1, "training.local_batch_size is ", local_batch_size_,
+               ", want at least 1");
+  if (global_batch_size_ == 0) global_batch_size_ = local_batch_size_;
+  AMOEBA_CHECK(global_batch_size_ >= 1 && global_batch_size_ % local_batch_size_ == 0,
+               "training.global_batch_size is ", global_batch_size_,
+               ", want a multiple of training.local_batch_size ", local_batch_size_);
+  std::vector<int64_t> sizes;
+  for (const auto& source : data.sources) {
+    const int64_t size = source->num_tokens();
+    sizes.push_back(size - num_validation_tokens(size, config.data.validation_fraction));
+    AMOEBA_CHECK_KIND(kData, sizes.back() > seq_len_, "data '", source->name(), "': text of ",
+                      sizes.back(), " tokens is shorter than one sequence of ", seq_len_ + 1);
+  }
+  const std::vector<double> weights = blend_weights(config.data, sizes);
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    sources_.push_back({data.sources[i].get(), sizes[i], weights[i]});
+    start_epoch(i, 0);
+  }
+  cursor_.per_source.assign(sizes.size(), 0);
+}
+
+void DataLoader::start_epoch(size_t source, int64_t epoch) {
+  Source& s = sources_[source];
+  const uint64_t counter = (static_cast<uint64_t>(source) << 32) | static_cast<uint64_t>(epoch);
+  const int64_t last_target = s.num_training_tokens - 1;
+  const int64_t num_phases = std::min(seq_len_, last_target - seq_len_ + 1);
+  s.epoch = epoch;
+  s.index = 0;
+  s.phase = static_cast<int64_t>(random_uniform(seed_, kPhaseStream, counter) *
+                                 static_cast<double>(num_phases));
+  s.order = Permutation((last_target - s.phase) / seq_len_, seed_,
+                        random_bits(seed_, kOrderStream, counter));
+}
+
+size_t DataLoader::choose_source() const {
+  size_t best = 0;
+  double largest_deficit = 0.0;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    const double deficit = sources_[i].weight * static_cast<double>(cursor_.sequences + 1) -
+                           static_cast<double>(cursor_.per_source[i]);
+    if (i == 0 || deficit > largest_deficit) {
+      best = i;
+      largest_deficit = deficit;
+    }
+  }
+  return best;
+}
+
+int64_t DataLoader::next_window(size_t source) {
+  Source& s = sources_[source];
+  if (s.index == s.order.size()) start_epoch(source, s.epoch + 1);
+  return s.order(s.index++) * seq_len_ + s.phase;
+}
+
+MicroBatch DataLoader::next_micro_batch() {
+  MicroBatch batch = make_batch(local_batch_size_, seq_len_);
+  for (int64_t row = 0; row < local_batch_size_; ++row) {
+    const size_t source = choose_source();
+    fill_row(batch, row, *sources_[source].tokens, next_window(source), end_of_document_);
+    ++cursor_.sequences;
+    ++cursor_.per_source[source];
+  }
+  return batch;
+}
+
+StepBatch DataLoader::next_step() {
+  StepBatch step;
+  for (int64_t i = 0; i < global_batch_size_ / local_batch_size_; ++i) {
+    step.micro_batches.push_back(next_micro_batch());
+    step.valid_tokens += step.micro_batches.back().valid_tokens;
+  }
+  step.num_tokens = tokens_per_step();
+  ++cursor_.step;
+  return step;
+}
+
+void DataLoader::seek(const DataCursor& cursor) {
+  AMOEBA_CHECK_KIND(kData, cursor.per_source.size() == sources_.size(), "data cursor: it counts ",
+                    cursor.per_source.size(), " sources, data.path has ", sources_.size());
+  int64_t rest = cursor.sequences;
+  for (const int64_t rows : cursor.per_source) {
+    AMOEBA_CHECK_KIND(kData, rows >= 0 && rows <= rest, "data cursor: a source has ", rows,
+                      " rows, want 0 to ", rest);
+    rest -= rows;
+  }
+  AMOEBA_CHECK_KIND(kData, rest == 0, "data cursor: ", rest, " of ", cursor.sequences,
+                    " rows belong to no source");
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    int64_t left = cursor.per_source[i];
+    start_epoch(i, 0);
+    while (left > sources_[i].order.size()) {  // epochs differ in length with their phase
+      left -= sources_[i].order.size();
+      start_epoch(i, sources_[i].epoch + 1);
+    }
+    sources_[i].index = left;
+  }
+  cursor_ = cursor;
+}
+
+int64_t DataLoader::num_training_tokens() const {
+  int64_t sum = 0;
+  for (const Source& source : sources_) sum += source.num_training_tokens;
+  return sum;
+}
+
+}  // namespace amoeba::train
