@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "amoeba/error.h"
 #include "apps/options.h"
 #include "apps/verbs.h"
 #include "base/clock.h"

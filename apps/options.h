@@ -24,9 +24,9 @@ struct Option {
 struct Command {
   std::string name;
   std::string summary;
-  std::vector<Option> options;
+  std::vector<Option> options = {};
   bool takes_overrides = false;              // leaves unknown arguments for --section.key value
-  std::function<std::string()> help_footer;  // may be empty
+  std::function<std::string()> help_footer = {};  // may be empty
 };
 
 struct Parsed {
