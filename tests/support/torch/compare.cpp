@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 
 #include "amoeba/error.h"
 
@@ -114,23 +112,14 @@ Comparison compare_rows(const at::Tensor& actual, const at::Tensor& same_dtype_r
 
 Comparison compare_exact(const at::Tensor& actual, const at::Tensor& expected) {
   if (Comparison kind = check_same_kind(actual, expected); !kind) return kind;
-  const at::Tensor got = actual.detach().cpu().contiguous();
-  const at::Tensor want = expected.detach().cpu().contiguous();
-  const auto* got_bytes = static_cast<const char*>(got.const_data_ptr());
-  const auto* want_bytes = static_cast<const char*>(want.const_data_ptr());
-  const auto size = static_cast<int64_t>(got.element_size());
-  int64_t num_different = 0, first = -1;
-  for (int64_t i = 0; i < got.numel(); ++i) {
-    if (std::memcmp(got_bytes + i * size, want_bytes + i * size, static_cast<size_t>(size)) != 0) {
-      if (num_different++ == 0) first = i;
-    }
-  }
-  if (num_different == 0) return {};
-  const auto value = [&](const at::Tensor& tensor) {
-    return tensor.view({-1}).select(0, first).item<double>();
-  };
-  return failed(cat(num_different, " of ", got.numel(), " elements differ, the first at ", first,
-                    ": got ", value(got), ", want ", value(want)));
+  const at::Tensor got = actual.detach().cpu().reshape({-1});
+  const at::Tensor want = expected.detach().cpu().reshape({-1});
+  const at::Tensor different = got.ne(want).nonzero();  // [N, 1]
+  if (different.size(0) == 0) return {};
+  const auto first = different.select(0, 0).item<int64_t>();
+  return failed(cat(different.size(0), " of ", got.numel(), " elements differ, the first at ",
+                    first, ": got ", got.select(0, first).item<double>(), ", want ",
+                    want.select(0, first).item<double>()));
 }
 
 Comparison compare_fp64(const at::Tensor& actual, const at::Tensor& expected) {

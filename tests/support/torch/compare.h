@@ -21,7 +21,7 @@ struct Comparison {
 Comparison compare_rows(const at::Tensor& actual, const at::Tensor& same_dtype_reference,
                         const at::Tensor& fp64_reference);
 
-// Bit-equal, dtype and shape included; NaN never passes.
+// Equal in every bit but the sign of a zero, dtype and shape included; NaN never passes.
 Comparison compare_exact(const at::Tensor& actual, const at::Tensor& expected);
 
 // Both fp64: largest difference at most 1e-12 of the largest expected value.
