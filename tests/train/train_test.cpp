@@ -1,0 +1,254 @@
+// The run loop end to end on a small text in memory: learning, resuming, stopping, refusing.
+#include "amoeba/train.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+
+#include "amoeba/error.h"
+#include "support/errors.h"
+#include "support/faults.h"
+#include "support/memory_file_system.h"
+#include "train/device.h"
+#include "train/plain/checkpoint.h"
+#include "train/plain/metrics.h"
+
+namespace amoeba::test {
+namespace {
+
+using train::RunConfig;
+using train::RunSummary;
+
+// About 12 KB with structure worth learning.
+std::string some_text() {
+  std::string text;
+  for (int i = 0; i < 240; ++i) {
+    text += "the " + std::string(i % 3 == 0 ? "quick" : "slow") + " fox number " +
+            std::to_string(i * 7 % 100) + " jumps over the lazy dog\n";
+  }
+  return text;
+}
+
+RunConfig small_config() {
+  RunConfig config;
+  config.run.folder = "/run";
+  config.model.dim = 32;
+  config.model.num_layers = 2;
+  config.model.num_heads = 4;
+  config.model.num_kv_heads = 2;
+  config.model.init_std = 0.08;
+  config.moe.num_experts = 4;
+  config.moe.hidden_dim = 24;
+  config.training.steps = 12;
+  config.training.seq_len = 32;
+  config.training.local_batch_size = 4;
+  config.training.global_batch_size = 8;  // two micro-batches a step
+  config.training.num_threads = 2;
+  config.lr_scheduler.warmup_steps = 3;
+  config.data.path = {"/text.txt"};
+  config.validation.interval = 0;
+  config.checkpoint.interval = 0;
+  config.metrics.log_interval = 1;
+  config.metrics.report = false;
+  return config;
+}
+
+struct Lab {
+  Lab() { files.create("/text.txt")->write(some_text()); }
+
+  RunSummary run(RunConfig config, FileSystem* through = nullptr) {
+    const formats::Schema schema = train::make_schema(config);
+    train::Progress progress([](std::string_view) {}, {});
+    int64_t polls = 0;
+    train::RunContext context{
+        through != nullptr ? *through : files, progress,
+        [&](LogLevel, std::string_view text) { log += std::string(text) + "\n"; },
+        [&] { return stop_after >= 0 && ++polls > stop_after; }, "amoeba train"};
+    return train::train(config, schema, context);
+  }
+
+  // Every tensor's bytes of a checkpoint, and its state.
+  std::map<std::string, std::string> contents(const std::string& folder) {
+    const train::Checkpoint checkpoint = train::load_checkpoint(files, folder);
+    std::map<std::string, std::string> bytes;
+    for (const auto* group : {&checkpoint.weights, &checkpoint.optimizer}) {
+      for (const formats::TensorEntry& entry : *group) {
+        bytes[entry.name].assign(reinterpret_cast<const char*>(entry.data.data()),
+                                 entry.data.size());
+      }
+    }
+    bytes["state"] = formats::write_json(checkpoint.state);
+    return bytes;
+  }
+
+  MemoryFileSystem files;
+  std::string log;
+  int64_t stop_after = -1;  // polls of stop_requested before it says yes; -1: never
+};
+
+TEST(Train, LossFallsAndEverythingIsWritten) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 40;
+  config.metrics.report = true;
+  config.sample.prompt = "the ";
+  config.sample.num_tokens = 20;
+  const RunSummary summary = lab.run(config);
+  const train::RunHistory history = train::read_metrics(lab.files, "/run/metrics.jsonl");
+  ASSERT_EQ(history.steps.size(), 40u);
+  EXPECT_NEAR(history.steps.front().loss, std::log(264.0), 0.6);
+  EXPECT_LT(history.steps.back().loss, 0.6 * history.steps.front().loss);
+  EXPECT_LT(summary.bits_per_byte, 5.0);
+  EXPECT_NEAR(summary.validation_loss / std::log(2.0), summary.bits_per_byte, 1e-9);
+  EXPECT_FALSE(summary.sample.empty());
+  EXPECT_TRUE(lab.files.exists(summary.checkpoint + "/manifest.json"));
+  EXPECT_NE(lab.files.read(summary.report).find("<svg"), std::string::npos);
+  EXPECT_NE(lab.files.read("/run/config.toml").find("seq_len = 32"), std::string::npos);
+  for (const train::StepRecord& step : history.steps) {
+    ASSERT_EQ(step.experts.size(), 2u);
+    int64_t rows = 0;
+    for (int64_t load : step.experts[1].load) rows += load;
+    EXPECT_EQ(rows, 8 * 32 * 2);  // both micro-batches, top 2
+    EXPECT_FALSE(step.rejected);
+  }
+}
+
+class Resume : public testing::TestWithParam<int64_t> {};
+
+TEST_P(Resume, ContinuesBitForBit) {
+  RunConfig config = small_config();
+  config.checkpoint.interval = GetParam();
+  Lab whole;
+  const auto want = whole.contents(whole.run(config).checkpoint);
+
+  Lab split;
+  const int64_t at = GetParam();
+  split.stop_after = at - 1;  // asked after each step
+  const RunSummary first = split.run(config);
+  EXPECT_TRUE(first.stopped);
+  EXPECT_EQ(first.step, at);
+  split.stop_after = -1;
+  config.checkpoint.resume = "auto";
+  const RunSummary second = split.run(config);
+  EXPECT_EQ(second.step, 12);
+  EXPECT_NE(split.log.find("resume: step " + std::to_string(at)), std::string::npos);
+  const auto got = split.contents(second.checkpoint);
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [name, bytes] : want) EXPECT_EQ(got.at(name), bytes) << name;
+  // One history, without gaps or repeats.
+  const train::RunHistory history = train::read_metrics(split.files, "/run/metrics.jsonl");
+  ASSERT_EQ(history.steps.size(), 12u);
+  EXPECT_EQ(history.steps.back().step, 12);
+}
+
+INSTANTIATE_TEST_SUITE_P(AtSteps, Resume, testing::Values(1, 5, 11));
+
+TEST(Train, SameSeedSameBitsOtherSeedOthers) {
+  Lab one, two, three;
+  RunConfig config = small_config();
+  config.training.steps = 4;
+  const auto first = one.contents(one.run(config).checkpoint);
+  const auto same = two.contents(two.run(config).checkpoint);
+  config.training.seed = 2;
+  const auto other = three.contents(three.run(config).checkpoint);
+  EXPECT_EQ(first, same);
+  EXPECT_NE(first.at("tok_embeddings.weight"), other.at("tok_embeddings.weight"));
+}
+
+TEST(Train, AccumulationEqualsOneLargeBatch) {
+  Lab one, two;
+  RunConfig config = small_config();
+  config.training.steps = 1;
+  config.moe.aux_loss_coeff = 0;  // its balance is per micro-batch
+  config.training.local_batch_size = 8;
+  one.run(config);
+  config.training.local_batch_size = 2;
+  two.run(config);
+  const auto large = train::read_metrics(one.files, "/run/metrics.jsonl").steps[0];
+  const auto small = train::read_metrics(two.files, "/run/metrics.jsonl").steps[0];
+  EXPECT_NEAR(small.loss, large.loss, 1e-6 * large.loss);
+  EXPECT_NEAR(small.grad_norm, large.grad_norm, 1e-5 * large.grad_norm);
+}
+
+TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 100;
+  config.optimizer.lr = 1e30;
+  config.training.max_norm = 0;
+  config.training.max_rejected_steps = 3;
+  const std::string message = error_message(ErrorKind::kNumeric, [&] { lab.run(config); });
+  EXPECT_NE(message.find("3 steps in a row were not finite"), std::string::npos) << message;
+  const auto checkpoints = train::find_checkpoints(lab.files, "/run");
+  ASSERT_EQ(checkpoints.size(), 1u);
+  const train::Checkpoint saved = train::load_checkpoint(lab.files, checkpoints[0].folder);
+  for (const formats::TensorEntry& entry : saved.weights) {
+    const auto* values = reinterpret_cast<const float*>(entry.data.data());
+    for (size_t i = 0; i < entry.data.size() / sizeof(float); ++i) {
+      ASSERT_TRUE(std::isfinite(values[i])) << entry.name;
+    }
+  }
+}
+
+TEST(Train, EveryBackendTrains) {
+  for (const char* backend :
+       {"for_loop", "grouped_mm", "batched_mm_padded", "batched_mm_capacity"}) {
+    Lab lab;
+    RunConfig config = small_config();
+    config.training.steps = 20;
+    config.moe.compute_backend = backend;
+    lab.run(config);
+    const auto history = train::read_metrics(lab.files, "/run/metrics.jsonl");
+    EXPECT_EQ(history.starts[0].backend, backend);
+    EXPECT_LT(history.steps.back().loss, history.steps.front().loss - 1.0) << backend;
+  }
+}
+
+TEST(Train, AFolderWithCheckpointsIsNotTakenOver) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  lab.run(config);
+  const std::string message = error_message(ErrorKind::kUsage, [&] { lab.run(config); });
+  EXPECT_NE(message.find("--resume auto"), std::string::npos) << message;
+}
+
+TEST(Train, ResumingAnotherModelIsRefusedByName) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  lab.run(config);
+  config.checkpoint.resume = "auto";
+  config.moe.hidden_dim = 16;
+  const std::string message = error_message(ErrorKind::kData, [&] { lab.run(config); });
+  EXPECT_NE(message.find("layers.0.moe.experts.w1"), std::string::npos) << message;
+}
+
+TEST(Train, AFullDiskLosesNothing) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 4;
+  config.checkpoint.interval = 2;
+  lab.run(config);
+  const auto before = lab.contents("/run/checkpoints/step-00000004");
+  config.training.steps = 6;
+  config.checkpoint.resume = "auto";
+  lab.files.set_free_bytes(1000);
+  const std::string message = error_message(ErrorKind::kData, [&] { lab.run(config); });
+  EXPECT_NE(message.find("step-00000006"), std::string::npos) << message;
+  EXPECT_EQ(lab.contents("/run/checkpoints/step-00000004"), before);
+}
+
+TEST(Train, AVocabularyBelowTheTokenizersIsRefused) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.model.vocab_size = 100;
+  const std::string message = error_message(ErrorKind::kUsage, [&] { lab.run(config); });
+  EXPECT_NE(message.find("model.vocab_size: got 100, want at least 257"), std::string::npos)
+      << message;
+}
+
+}  // namespace
+}  // namespace amoeba::test
