@@ -7,6 +7,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/headeronly/version.h>
 
 #include <cmath>
 #include <limits>
@@ -161,6 +162,9 @@ void Run::start() {
   record.backend = std::string(choice.backend->name);
   record.backend_reason = backend_reason(choice, config_.moe.compute_backend);
   record.device = device_name(device_);
+  record.machine = {{"threads", {static_cast<int64_t>(num_threads())}},
+                    {"torch", {std::string(TORCH_VERSION)}},
+                    {"dtype", {config_.training.dtype}}};
   record.params_total = size_.total;
   record.params_active = size_.active;
   record.flops_per_token = static_cast<int64_t>(size_.flops_per_token);
@@ -385,7 +389,7 @@ void Run::finish(RunSummary& summary) {
   if (config_.metrics.report) {
     summary.report = config_.run.folder + "/report.html";
     const RunHistory history = read_metrics(context_.files, config_.run.folder + "/metrics.jsonl");
-    write_file_atomically(context_.files, summary.report, render_report(history));
+    write_file_atomically(context_.files, summary.report, render_report(history, {.title = config_.run.folder}));
   }
   context_.progress.clear();
 }
