@@ -1,7 +1,7 @@
 // The configuration engine: a typed schema over plain struct fields, filled from layers, last wins.
 //
-// It knows no key itself; `train/plain/run_config.h` registers Amoeba's. Every error is one line with
-// the dotted path, got and want, the nearest known name, and for TOML the file position.
+// It knows no key itself; `train/plain/run_config.h` registers Amoeba's. Every error is one line
+// with the dotted path, got and want, the nearest known name, and for TOML the file position.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +24,17 @@ using Field = std::variant<bool*, int64_t*, double*, std::string*, std::vector<s
 struct Key {
   std::string path;  // "training.steps"
   Field field;
-  std::string doc;  // one sentence, with the unit
-  std::optional<double> minimum = {};       // numbers: smallest legal value
+  std::string doc;                     // one sentence, with the unit
+  std::optional<double> minimum = {};  // numbers: smallest legal value
   std::optional<double> maximum = {};
   bool minimum_exclusive = false;
   bool maximum_exclusive = false;
-  std::vector<std::string> choices = {};    // strings: the legal values; empty: any
+  std::vector<std::string> choices = {};  // strings: the legal values; empty: any
 };
 
 // A spelling that is no longer taken, and the sentence that names its successor.
 struct RetiredKey {
-  std::string path;   // "model.use_grouped_mm"; a path without a dot matches the last part anywhere
+  std::string path;  // "model.use_grouped_mm"; a path without a dot matches the last part anywhere
   std::string advice;  // "use moe.compute_backend"
 };
 struct RetiredChoice {
@@ -64,8 +64,8 @@ class Schema {
   const std::string& origin(std::string_view path) const;
   bool is_set(std::string_view path) const;  // by any layer
 
-  // The current values, complete and in schema order: as TOML (with a comment of doc and origin above
-  // each key when `annotate`) and as a tree for JSON.
+  // The current values, complete and in schema order: as TOML (with a comment of doc and origin
+  // above each key when `annotate`) and as a tree for JSON.
   std::string write_toml(bool annotate) const;
   Value to_value() const;
 

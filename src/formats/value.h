@@ -16,11 +16,13 @@ using Object = std::vector<std::pair<std::string, Value>>;  // in document order
 
 struct Value {
   std::variant<std::monostate, bool, int64_t, double, std::string, Array, Object> data;
-  int line = 0;    // TOML: 1-based position of the value; 0 when unknown (JSON)
+  int line = 0;  // TOML: 1-based position of the value; 0 when unknown (JSON)
   int column = 0;
 
   template <typename T>
-  const T* get_if() const { return std::get_if<T>(&data); }
+  const T* get_if() const {
+    return std::get_if<T>(&data);
+  }
   const Value* find(std::string_view key) const;  // nullptr when not an object or absent
   std::string type_name() const;                  // "null", "boolean", "integer", "number", ...
 
