@@ -65,6 +65,7 @@ class Run {
  private:
   void start();
   void restore(const Checkpoint& checkpoint);
+  Value source_tokens() const;
   void warn_of_changed_keys(const Checkpoint& checkpoint);
   StepResult step(const StepBatch& batch, double lr);
   void log_step(const StepResult& result, double lr);
@@ -196,6 +197,14 @@ void Run::warn_of_changed_keys(const Checkpoint& checkpoint) {
   }
 }
 
+// Tokens of each file: a text that changed would be read at the wrong places.
+Value Run::source_tokens() const {
+  Value tokens;
+  formats::Array& counts = tokens.data.emplace<formats::Array>();
+  for (const auto& source : data_.sources) counts.push_back({source->num_tokens()});
+  return tokens;
+}
+
 void Run::restore(const Checkpoint& checkpoint) {
   warn_of_changed_keys(checkpoint);
   load_entries(checkpoint.weights, weight_tensors(model_), checkpoint.folder);
@@ -205,6 +214,11 @@ void Run::restore(const Checkpoint& checkpoint) {
       static_cast<double>(checkpoint.state.integer_at("optimizer_steps", what)));
   tokens_seen_ = checkpoint.state.integer_at("tokens_seen", what);
   rejected_in_a_row_ = checkpoint.state.integer_at("rejected_in_a_row", what);
+  const std::string then = formats::write_json(checkpoint.state.at("source_tokens", what));
+  const std::string now = formats::write_json(source_tokens());
+  AMOEBA_CHECK_KIND(kData, then == now, "resume: the files of data.path hold ", now,
+                    " tokens, but ", checkpoint.folder, " was trained on ", then,
+                    "; give the same text, or start anew in another --run.folder");
   loader_.seek(DataCursor::from_value(checkpoint.state.at("data", what), what));
   model_.store().refresh_compute();
   step_ = checkpoint.step;
@@ -225,6 +239,7 @@ void Run::save() {
       Object{{"optimizer_steps", {static_cast<int64_t>(optimizer_.num_steps().item<double>())}},
              {"tokens_seen", {tokens_seen_}},
              {"rejected_in_a_row", {rejected_in_a_row_}},
+             {"source_tokens", source_tokens()},
              {"data", loader_.cursor().to_value()}};
   content.config = schema_.to_value();
   checkpoint_ = save_checkpoint(context_.files, config_.run.folder, content);
@@ -389,7 +404,8 @@ void Run::finish(RunSummary& summary) {
   if (config_.metrics.report) {
     summary.report = config_.run.folder + "/report.html";
     const RunHistory history = read_metrics(context_.files, config_.run.folder + "/metrics.jsonl");
-    write_file_atomically(context_.files, summary.report, render_report(history, {.title = config_.run.folder}));
+    write_file_atomically(context_.files, summary.report,
+                          render_report(history, {.title = config_.run.folder}));
   }
   context_.progress.clear();
 }

@@ -226,6 +226,17 @@ TEST(Train, ResumingAnotherModelIsRefusedByName) {
   EXPECT_NE(message.find("layers.0.moe.experts.w1"), std::string::npos) << message;
 }
 
+TEST(Train, ResumingOnAnotherTextIsRefused) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  lab.run(config);
+  config.checkpoint.resume = "auto";
+  lab.files.corrupt("/text.txt", some_text() + "one more line\n");
+  const std::string message = error_message(ErrorKind::kData, [&] { lab.run(config); });
+  EXPECT_NE(message.find("resume: the files of data.path hold ["), std::string::npos) << message;
+}
+
 TEST(Train, AFullDiskLosesNothing) {
   Lab lab;
   RunConfig config = small_config();
