@@ -17,7 +17,7 @@ LOG_INTERVAL = 5
 VOCAB_SIZE = 264  # bytes and special tokens, rounded up to a multiple of 8
 DEFAULTS = {
     "model": dict(dim=128, num_layers=4, num_heads=4, num_kv_heads=2, qk_norm=False,
-                  rope_theta=10000.0, norm_eps=1e-5, embedding_init_std=0.0),
+                  rope_theta=10000.0, norm_eps=1e-5, init_std=0.02, embedding_init_std=0.0),
     "moe": dict(num_experts=8, top_k=2, hidden_dim=128, num_shared_experts=1, route_norm=True,
                 balance_coeff=1e-3, aux_loss_coeff=1e-2),
     "training": dict(steps=500, seq_len=256, local_batch_size=16, max_norm=1.0, seed=1),
@@ -45,9 +45,9 @@ class Attention(nn.Module):
     def __init__(self, c, output_std):
         super().__init__()
         self.c, self.head_dim = c, c.dim // c.num_heads
-        self.wq = linear(c.dim, c.dim)
-        self.wk = linear(c.dim, c.num_kv_heads * self.head_dim)
-        self.wv = linear(c.dim, c.num_kv_heads * self.head_dim)
+        self.wq = linear(c.dim, c.dim, c.init_std)
+        self.wk = linear(c.dim, c.num_kv_heads * self.head_dim, c.init_std)
+        self.wv = linear(c.dim, c.num_kv_heads * self.head_dim, c.init_std)
         self.wo = linear(c.dim, c.dim, output_std)
         norm = (lambda: nn.RMSNorm(self.head_dim, eps=c.norm_eps)) if c.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
@@ -67,10 +67,10 @@ class Moe(nn.Module):
         self.c = c
         shared = c.num_shared_experts * c.hidden_dim
         self.gate = linear(c.dim, c.num_experts, output_std)
-        self.w1 = stack(0.02, c.num_experts, c.hidden_dim, c.dim)
+        self.w1 = stack(c.init_std, c.num_experts, c.hidden_dim, c.dim)
         self.w2 = stack(output_std, c.num_experts, c.dim, c.hidden_dim)
         self.w3 = stack(output_std, c.num_experts, c.hidden_dim, c.dim)
-        self.shared_w1 = linear(c.dim, shared)
+        self.shared_w1 = linear(c.dim, shared, c.init_std)
         self.shared_w2 = linear(shared, c.dim, output_std)
         self.shared_w3 = linear(c.dim, shared, output_std)
         self.register_buffer("bias", torch.zeros(c.num_experts))
@@ -112,7 +112,7 @@ class Twin(nn.Module):
         self.embedding = nn.Parameter(torch.randn(VOCAB_SIZE, c.dim) * (c.embedding_init_std or 0.02))
         self.layers = nn.ModuleList()
         for layer in range(c.num_layers):
-            output_std = 0.02 / math.sqrt(2 * (layer + 1))
+            output_std = c.init_std / math.sqrt(2 * (layer + 1))
             self.layers.append(nn.ModuleDict({
                 "attention_norm": nn.RMSNorm(c.dim, eps=c.norm_eps),
                 "attention": Attention(c, output_std),
@@ -140,7 +140,7 @@ def stack(std, *shape):
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=std))
 
 
-def linear(inputs, outputs, std=0.02):
+def linear(inputs, outputs, std):
     module = nn.Linear(inputs, outputs, bias=False)
     nn.init.trunc_normal_(module.weight, std=std)
     return module

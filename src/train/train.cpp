@@ -396,7 +396,7 @@ void Run::finish(RunSummary& summary) {
   record.step = step_;
   record.reason = summary.stopped ? "stopped by a signal" : "completed";
   record.prompt = config_.sample.prompt;
-  record.sample = summary.sample;
+  if (!summary.sample.empty()) record.sample = config_.sample.prompt + summary.sample;
   record.checkpoint = checkpoint_;
   record.seconds = clock_.seconds();
   metrics_->write(record);
