@@ -201,7 +201,8 @@ void Run::warn_of_changed_keys(const Checkpoint& checkpoint) {
 Value Run::source_tokens() const {
   Value tokens;
   formats::Array& counts = tokens.data.emplace<formats::Array>();
-  for (const auto& source : data_.sources) counts.push_back({source->num_tokens()});
+  // Not push_back of a Value: GCC 12 sees an uninitialised variant in its move.
+  for (const auto& source : data_.sources) counts.emplace_back().data = source->num_tokens();
   return tokens;
 }
 
