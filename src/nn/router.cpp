@@ -76,9 +76,9 @@ at::Tensor load_balance_loss(const at::Tensor& scores_TE, const at::Tensor& coun
     mean_scores = (scores_TE * token_mask.to(at::kFloat).unsqueeze(1)).sum(0) / tokens;
     total = tokens * static_cast<double>(top_k);
   } else {
-    mean_scores = scores_TE.mean(0);
-    total = at::full_like(mean_scores.select(0, 0),
-                          static_cast<double>(std::max<int64_t>(1, scores_TE.size(0) * top_k)));
+    const auto tokens = static_cast<double>(std::max<int64_t>(1, scores_TE.size(0)));
+    mean_scores = scores_TE.sum(0) / tokens;  // not mean(): NaN without tokens
+    total = at::full_like(mean_scores.select(0, 0), tokens * static_cast<double>(top_k));
   }
   return (counts.to(at::kFloat) / total * mean_scores).sum() * num_experts;
 }
@@ -104,11 +104,9 @@ RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
   out.scores = scores_TE.gather(1, ids);
   if (config_.route_norm) out.scores = out.scores / (out.scores.sum(-1, true) + 1e-20);
   if (config_.route_scale != 1.0) out.scores = out.scores * config_.route_scale;
+  const at::Tensor& taken = expert_ids.defined() ? expert_ids : ids;
   out.expert_ids =
-      expert_ids.defined()
-          ? expert_ids
-          : (token_mask.defined() ? at::where(token_mask.unsqueeze(1), ids, config_.num_experts)
-                                  : ids);
+      token_mask.defined() ? at::where(token_mask.unsqueeze(1), taken, config_.num_experts) : taken;
   out.counts = count_experts(out.expert_ids, config_.num_experts);
   out.aux_loss = load_balance_loss(scores_TE, out.counts, config_.top_k, token_mask);
   return out;

@@ -46,7 +46,8 @@ class Router {
          ParameterStore& store);
 
   // x [T, D]; expert_bias [E] fp32 joins the selection only. `token_mask` [T] bool, undefined: all.
-  // `expert_ids` given: selection is skipped and the scores are gathered at these ids.
+  // `expert_ids` [T, K] in [0, E] given: selection is skipped and the scores are gathered at these
+  // ids; the mask still applies.
   // `error_word` int32 [1]: gets kErrorNanLogit when a logit is NaN.
   RouterOutput forward(const at::Tensor& x, const at::Tensor& expert_bias,
                        const at::Tensor& token_mask, const at::Tensor& expert_ids,

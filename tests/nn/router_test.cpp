@@ -142,6 +142,34 @@ TEST(Router, PaddingIsNeitherRoutedNorCounted) {
             some.aux_loss.item<float>());
 }
 
+TEST(Router, PaddingStaysOutWhenIdsAreGiven) {
+  at::manual_seed(9);
+  Fixture fixture({8, 4, 2, true, 1.0});
+  const at::Tensor x = random({3, 8}).to(at::kFloat), bias = at::zeros({4});
+  const at::Tensor mask = at::tensor({1, 0, 1}, at::kLong).to(at::kBool);
+  const at::Tensor ids = at::tensor({3, 1, 0, 2, 2, 3}, at::kLong).view({3, 2});
+  const nn::RouterOutput out = fixture.router.forward(x, bias, mask, ids, {});
+  EXPECT_TRUE(at::equal(out.counts, at::tensor({0, 1, 1, 2}, at::kLong)));
+  EXPECT_TRUE(at::equal(out.expert_ids, at::tensor({3, 1, 4, 4, 2, 3}, at::kLong).view({3, 2})));
+  // What comes out can be passed back in.
+  const nn::RouterOutput again = fixture.router.forward(x, bias, mask, out.expert_ids, {});
+  EXPECT_TRUE(at::equal(again.expert_ids, out.expert_ids));
+}
+
+TEST(Router, NoTokensAndNothingButPaddingGiveAZeroAuxiliaryLoss) {
+  Fixture fixture({8, 4, 2, true, 1.0});
+  const at::Tensor bias = at::zeros({4});
+  const nn::RouterOutput none = fixture.router.forward(at::zeros({0, 8}), bias, {}, {}, {});
+  EXPECT_EQ(none.aux_loss.item<float>(), 0.0f);
+  EXPECT_EQ(none.counts.sum().item<int64_t>(), 0);
+  const at::Tensor mask = at::zeros({3}, at::kBool);
+  const nn::RouterOutput padding = fixture.router.forward(at::ones({3, 8}), bias, mask, {}, {});
+  EXPECT_EQ(padding.aux_loss.item<float>(), 0.0f);
+  EXPECT_EQ(padding.counts.sum().item<int64_t>(), 0);
+  torch::autograd::backward({none.aux_loss + padding.aux_loss});
+  EXPECT_EQ(fixture.store.parameters()[0]->grad.abs().sum().item<float>(), 0.0f);
+}
+
 TEST(Router, NanLogitsSetTheErrorWord) {
   Fixture fixture({8, 4, 2, true, 1.0});
   at::Tensor x = at::ones({3, 8}), bias = at::zeros({4}), error = at::zeros({1}, at::kInt);
