@@ -33,7 +33,8 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
     const at::Tensor rows = x.narrow(0, begin, size);
     const at::Tensor target = targets.narrow(0, begin, size);
     const at::Tensor valid = target.ne(kIgnoreIndex);
-    const at::Tensor safe_target = target.clamp_min(0).unsqueeze(1);
+    // Only the ignore index is replaced: any other target outside [0, V) is refused by gather.
+    const at::Tensor safe_target = at::where(valid, target, 0).unsqueeze(1);
     at::Tensor logits = at::mm(rows, weight.t()).to(at::kFloat);  // [chunk, V]
     const at::Tensor lse = logits.logsumexp(1, /*keepdim=*/true);
     const at::Tensor loss = (lse - logits.gather(1, safe_target)).squeeze(1);

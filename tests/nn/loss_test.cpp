@@ -65,6 +65,15 @@ INSTANTIATE_TEST_SUITE_P(Chunks, Loss,
                                          Case{"bf16_four_rows", at::kBFloat16, 4 * kVocab * 4}),
                          [](const auto& row) { return row.param.name; });
 
+TEST(Loss, ATargetThatIsNeitherIgnoredNorInTheVocabularyIsRefused) {
+  OneParameter parameter(random({kVocab, kDim}));
+  const at::Tensor hidden = random({2, kDim}).to(at::kFloat);
+  for (int64_t bad : {int64_t{-1}, int64_t{-101}, kVocab}) {
+    const at::Tensor targets = at::full({2}, bad, at::kLong);
+    EXPECT_ANY_THROW(nn::lm_head_cross_entropy(hidden, *parameter.handle, targets, {})) << bad;
+  }
+}
+
 TEST(Loss, AddsToTheGradientAndLeavesItAloneWithoutGradMode) {
   at::manual_seed(4);
   OneParameter parameter(random({kVocab, kDim}));
