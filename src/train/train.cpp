@@ -149,7 +149,14 @@ void Run::start() {
       context_.log(LogLevel::kInfo, cat("resume: no checkpoint in ", folder, ", starting anew"));
     }
   } else if (resume != "none") {
-    restore(load_checkpoint(context_.files, resume));
+    const Checkpoint checkpoint = load_checkpoint(context_.files, resume);
+    // "auto" would take the newer one next time, and pruning would remove what this run saves.
+    const auto existing = find_checkpoints(context_.files, folder);
+    AMOEBA_CHECK(existing.empty() || existing[0].step <= checkpoint.step, "train: run.folder '",
+                 folder, "' holds a checkpoint of step ", existing[0].step,
+                 ", newer than the one to resume from, step ", checkpoint.step,
+                 "; want another --run.folder, or the newer checkpoints removed");
+    restore(checkpoint);
   }
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));
   metrics_ = std::make_unique<MetricsWriter>(context_.files, folder + "/metrics.jsonl");

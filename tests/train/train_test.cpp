@@ -237,6 +237,21 @@ TEST(Train, ResumingOnAnotherTextIsRefused) {
   EXPECT_NE(message.find("resume: the files of data.path hold ["), std::string::npos) << message;
 }
 
+TEST(Train, ResumingBehindNewerCheckpointsNeedsAnotherFolder) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 4;
+  config.checkpoint.interval = 2;
+  const auto want = lab.contents(lab.run(config).checkpoint);
+  config.checkpoint.resume = "/run/checkpoints/step-00000002";
+  const std::string message = error_message(ErrorKind::kUsage, [&] { lab.run(config); });
+  EXPECT_NE(message.find("holds a checkpoint of step 4, newer than the one to resume from, step 2"),
+            std::string::npos)
+      << message;
+  config.run.folder = "/other";
+  EXPECT_EQ(lab.contents(lab.run(config).checkpoint), want);
+}
+
 TEST(Train, AFullDiskLosesNothing) {
   Lab lab;
   RunConfig config = small_config();
