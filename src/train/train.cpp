@@ -252,7 +252,12 @@ void Run::save() {
   content.config = schema_.to_value();
   checkpoint_ = save_checkpoint(context_.files, config_.run.folder, content);
   saved_step_ = step_;
-  prune_checkpoints(context_.files, config_.run.folder, config_.checkpoint.keep_latest_k);
+  try {
+    prune_checkpoints(context_.files, config_.run.folder, config_.checkpoint.keep_latest_k);
+  } catch (const Error& error) {
+    // The new checkpoint is in place: an older damaged one is no reason to end the run.
+    context_.log(LogLevel::kWarning, cat("checkpoint: no older one is removed: ", error.what()));
+  }
 }
 
 StepResult Run::step(const StepBatch& batch, double lr) {

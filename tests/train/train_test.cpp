@@ -252,6 +252,22 @@ TEST(Train, ResumingBehindNewerCheckpointsNeedsAnotherFolder) {
   EXPECT_EQ(lab.contents(lab.run(config).checkpoint), want);
 }
 
+TEST(Train, ADamagedNewerCheckpointDoesNotEndAResumedRun) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 6;
+  config.checkpoint.interval = 2;
+  config.checkpoint.keep_latest_k = 2;
+  lab.run(config);
+  lab.files.corrupt("/run/checkpoints/step-00000006/manifest.json", "{}");
+  config.checkpoint.resume = "auto";
+  config.checkpoint.interval = 1;  // at step 5 the damaged one is still the newest
+  EXPECT_EQ(lab.run(config).step, 6);
+  EXPECT_NE(lab.log.find("resume: passed over"), std::string::npos) << lab.log;
+  EXPECT_NE(lab.log.find("checkpoint: no older one is removed: "), std::string::npos) << lab.log;
+  EXPECT_EQ(train::find_checkpoints(lab.files, "/run").size(), 2u);
+}
+
 TEST(Train, AFullDiskLosesNothing) {
   Lab lab;
   RunConfig config = small_config();
