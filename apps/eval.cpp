@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstdio>
 
 #include "amoeba/error.h"
@@ -51,6 +52,12 @@ int run_eval(const Arguments& arguments) {
   };
   const train::Evaluation result = train::evaluate(*loaded.model, data.set, options);
   progress.clear();
+  if (result.windows == 0) {
+    progress.line("eval: stopped before the first window was done");
+    return 0;
+  }
+  AMOEBA_CHECK_KIND(kNumeric, std::isfinite(result.loss), "eval: loss is ", result.loss, " over ",
+                    result.windows, " windows, want a finite number");
   std::printf(
       "{\"step\": %lld, \"loss\": %.6f, \"bits_per_byte\": %.6f, \"windows\": %lld, "
       "\"seconds\": %.1f}\n",

@@ -15,6 +15,7 @@ Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOp
   const at::NoGradGuard no_grad;
   const int64_t total = options.max_windows > 0 ? std::min(options.max_windows, set.num_windows())
                                                 : set.num_windows();
+  const nn::ExpertStats training_stats = model.expert_stats();
   Evaluation out;
   double loss_sum = 0.0;
   int64_t tokens = 0, bytes = 0;
@@ -31,7 +32,9 @@ Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOp
     bytes += batch.num_bytes;
     out.windows += size;
   }
+  model.expert_stats() = training_stats;
   out.loss = loss_sum / static_cast<double>(tokens);
+  out.complete = out.windows == total;
   out.bits_per_byte = loss_sum / std::numbers::ln2 / static_cast<double>(bytes);
   return out;
 }

@@ -10,9 +10,10 @@
 namespace amoeba::train {
 
 struct Evaluation {
-  double loss = 0;           // nats a token
-  double bits_per_byte = 0;  // of the original text
-  int64_t windows = 0;
+  double loss = 0;           // nats a token; NaN when stopped before the first window
+  double bits_per_byte = 0;  // of the original text; NaN likewise
+  int64_t windows = 0;       // evaluated
+  bool complete = false;     // not stopped early
 };
 
 struct EvaluateOptions {
@@ -23,7 +24,7 @@ struct EvaluateOptions {
   std::function<bool()> stop;                                 // may be empty; true ends early
 };
 
-// Counts nothing and keeps no gradients: training state is untouched.
+// Counts nothing and keeps no gradients: training state and expert statistics are untouched.
 Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOptions& options);
 
 }  // namespace amoeba::train

@@ -97,7 +97,7 @@ class Run {
   double session_seconds_ = 0;
   Interval interval_;
   std::string checkpoint_;
-  Evaluation evaluation_{kMissing, kMissing, 0};
+  Evaluation evaluation_{kMissing, kMissing, 0, false};
 };
 
 at::Device prepare_device(const RunConfig& config) {
@@ -377,7 +377,9 @@ void Run::validate() {
   options.progress = [&](int64_t done, int64_t total) {
     context_.progress.live(format_work("evaluating", done, total, "windows"), clock_.seconds());
   };
-  evaluation_ = evaluate(model_, data_.validation, options);
+  const Evaluation evaluation = evaluate(model_, data_.validation, options);
+  if (!evaluation.complete) return;  // a part of the windows compares with nothing
+  evaluation_ = evaluation;
   validated_step_ = step_;
   const ValidationRecord record{step_, evaluation_.loss, evaluation_.bits_per_byte,
                                 evaluation_.windows};
@@ -450,13 +452,14 @@ RunSummary Run::train() {
                              clock_.seconds());
     }
     count_rejection(result);
+    if (due(config_.checkpoint.interval)) save();
+    if (due(config_.validation.interval)) validate();
     summary.stopped = context_.stop_requested();
-    if (!summary.stopped && due(config_.validation.interval)) validate();
-    if (due(config_.checkpoint.interval) || summary.stopped) save();
+    if (summary.stopped) save();
   }
   if (!summary.stopped) {
+    save();  // first: a second signal ends the process at once
     validate();
-    save();
     summary.sample = sample();
   }
   finish(summary);

@@ -268,6 +268,54 @@ TEST(Train, ADamagedNewerCheckpointDoesNotEndAResumedRun) {
   EXPECT_EQ(train::find_checkpoints(lab.files, "/run").size(), 2u);
 }
 
+struct StopCase {
+  const char* name;
+  int64_t validation_interval;
+  int64_t steps;
+  bool stopped;
+};
+
+class StopInValidation : public testing::TestWithParam<StopCase> {};
+
+// Every step polls once and every one of the held-out part's five batches does.
+TEST_P(StopInValidation, GivesNoResultAndSavesTheStep) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = GetParam().steps;
+  config.validation.interval = GetParam().validation_interval;
+  lab.stop_after = 4;
+  const RunSummary summary = lab.run(config);
+  EXPECT_EQ(summary.step, 2);
+  EXPECT_EQ(summary.stopped, GetParam().stopped);
+  EXPECT_TRUE(std::isnan(summary.bits_per_byte));
+  EXPECT_EQ(summary.checkpoint, "/run/checkpoints/step-00000002");
+  EXPECT_TRUE(train::read_metrics(lab.files, "/run/metrics.jsonl").validations.empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(When, StopInValidation,
+                         testing::Values(StopCase{"between_steps", 2, 9, true},
+                                         StopCase{"at_the_end", 0, 2, false}),
+                         [](const auto& row) { return row.param.name; });
+
+TEST(Train, ValidationLeavesTheExpertStatisticsOfTrainingAlone) {
+  RunConfig config = small_config();
+  config.training.steps = 3;
+  config.moe.compute_backend = "batched_mm_capacity";
+  config.moe.capacity_factor = 0.5;
+  Lab without, with;
+  without.run(config);
+  config.validation.interval = 1;
+  with.run(config);
+  const auto want = train::read_metrics(without.files, "/run/metrics.jsonl").steps;
+  const auto got = train::read_metrics(with.files, "/run/metrics.jsonl").steps;
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_GT(want[i].dropped_rows, 0);
+    EXPECT_EQ(got[i].dropped_rows, want[i].dropped_rows) << i;
+    EXPECT_EQ(got[i].padding_ratio, want[i].padding_ratio) << i;
+  }
+}
+
 TEST(Train, AFullDiskLosesNothing) {
   Lab lab;
   RunConfig config = small_config();
