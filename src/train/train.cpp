@@ -470,8 +470,12 @@ RunSummary Run::train() {
 
 RunSummary train(const RunConfig& config, const formats::Schema& schema, RunContext& context) {
   check_config(config);
-  Run run(config, schema, context);
-  return run.train();
+  try {
+    return Run(config, schema, context).train();
+  } catch (...) {
+    context.progress.clear();  // or the error would be printed behind the live line
+    throw;
+  }
 }
 
 }  // namespace amoeba::train

@@ -60,7 +60,8 @@ struct Lab {
 
   RunSummary run(RunConfig config, FileSystem* through = nullptr) {
     const formats::Schema schema = train::make_schema(config);
-    train::Progress progress([](std::string_view) {}, {});
+    train::Progress progress([&](std::string_view text) { painted += text; },
+                             {.terminal = true, .columns = 80, .min_interval = 0});
     int64_t polls = 0;
     train::RunContext context{
         through != nullptr ? *through : files, progress,
@@ -85,6 +86,7 @@ struct Lab {
 
   MemoryFileSystem files;
   std::string log;
+  std::string painted;      // what the terminal got
   int64_t stop_after = -1;  // polls of stop_requested before it says yes; -1: never
 };
 
@@ -181,6 +183,10 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
   config.training.max_rejected_steps = 3;
   const std::string message = error_message(ErrorKind::kNumeric, [&] { lab.run(config); });
   EXPECT_NE(message.find("3 steps in a row were not finite"), std::string::npos) << message;
+  // The live line is gone before the caller prints the error.
+  const size_t live = lab.painted.rfind("saving checkpoint");
+  ASSERT_NE(live, std::string::npos);
+  EXPECT_NE(lab.painted.find('\r', live), std::string::npos);
   const auto checkpoints = train::find_checkpoints(lab.files, "/run");
   ASSERT_EQ(checkpoints.size(), 1u);
   const train::Checkpoint saved = train::load_checkpoint(lab.files, checkpoints[0].folder);
