@@ -18,6 +18,7 @@
 #include "amoeba/model.h"
 #include "amoeba/version.h"
 #include "base/clock.h"
+#include "base/error_word.h"
 #include "base/text.h"
 #include "nn/loss.h"
 #include "train/batch.h"
@@ -46,7 +47,8 @@ struct StepResult {
   double grad_norm = 0;
   double aux_loss = 0;
   bool rejected = false;
-  at::Tensor counts;  // [L, E] int64
+  int32_t errors = 0;  // bits of the error word
+  at::Tensor counts;   // [L, E] int64
 };
 
 // Totals since the last logged step.
@@ -295,11 +297,13 @@ StepResult Run::step(const StepBatch& batch, double lr) {
                          nn::balanced_expert_bias(bias, counts, config_.moe.balance_coeff)));
   }
   // The one host read of the step.
-  const at::Tensor host = at::stack({loss_sum, done.grad_norm.to(at::kDouble),
-                                     aux_sum.to(at::kDouble), done.rejected.to(at::kDouble)})
-                              .to(at::kCPU);
+  const at::Tensor host =
+      at::stack({loss_sum, done.grad_norm.to(at::kDouble), aux_sum.to(at::kDouble),
+                 done.rejected.to(at::kDouble), model_.error_word().squeeze(0).to(at::kDouble)})
+          .to(at::kCPU);
   const double* values = host.const_data_ptr<double>();
-  return {values[0] / valid_tokens, values[1], values[2], values[3] != 0.0, counts};
+  return {values[0] / valid_tokens,        values[1], values[2], values[3] != 0.0,
+          static_cast<int32_t>(values[4]), counts};
 }
 
 void Run::log_step(const StepResult& result, double lr) {
@@ -347,17 +351,25 @@ void Run::log_step(const StepResult& result, double lr) {
   model_.expert_stats() = {};
 }
 
+std::string error_text(int32_t errors) {
+  std::string text;
+  if (errors & kErrorBadId) text += ", an expert id is out of range";
+  if (errors & kErrorCounts) text += ", the experts' row counts exceed the rows";
+  if (errors & kErrorNanLogit) text += ", router logits hold NaN";
+  return text;
+}
+
 void Run::count_rejection(const StepResult& result) {
   if (!result.rejected) {
     rejected_in_a_row_ = 0;
     return;
   }
   ++rejected_in_a_row_;
-  context_.log(
-      LogLevel::kWarning,
-      cat("step ", step_, " rejected: loss ", result.loss, ", grad_norm ", result.grad_norm,
-          "; weights and optimizer keep their values (", rejected_in_a_row_,
-          " in a row, the run stops at ", config_.training.max_rejected_steps, ")"));
+  context_.log(LogLevel::kWarning,
+               cat("step ", step_, " rejected: loss ", result.loss, ", grad_norm ",
+                   result.grad_norm, error_text(result.errors),
+                   "; weights and optimizer keep their values (", rejected_in_a_row_,
+                   " in a row, the run stops at ", config_.training.max_rejected_steps, ")"));
   if (rejected_in_a_row_ < config_.training.max_rejected_steps) return;
   save();
   fail(ErrorKind::kNumeric,

@@ -198,6 +198,17 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
   }
 }
 
+TEST(Train, ARejectedStepNamesTheBitsOfTheErrorWord) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.optimizer.lr = 3e18;  // queries times keys overflow: NaN behind the attention
+  config.training.max_norm = 0;
+  config.training.max_rejected_steps = 1;
+  error_message(ErrorKind::kNumeric, [&] { lab.run(config); });
+  EXPECT_NE(lab.log.find("step 2 rejected: loss "), std::string::npos) << lab.log;
+  EXPECT_NE(lab.log.find(", router logits hold NaN; weights"), std::string::npos) << lab.log;
+}
+
 TEST(Train, EveryBackendTrains) {
   for (const char* backend :
        {"for_loop", "grouped_mm", "batched_mm_padded", "batched_mm_capacity"}) {
