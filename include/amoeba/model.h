@@ -63,6 +63,8 @@ class Model {
   // is never left uninitialised. Error(kUsage) when the backend cannot run the experts.
   Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed);
 
+  // Error(kUsage) for tensors that do not fit the layout and, on the CPU, for positions beyond
+  // max_seq_len.
   ModelOutput forward(const ModelInput& input, std::vector<KvCache>* caches = nullptr);
 
   // A pure function of (hidden, routing ids): undefined ids are routed, given ids are taken.

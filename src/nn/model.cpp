@@ -15,6 +15,30 @@
 
 namespace amoeba::nn {
 
+namespace {
+
+void check_input(const ModelInput& input) {
+  const SequenceLayout& layout = input.layout;
+  const int64_t tokens = layout.batch_size * layout.seq_len;
+  const auto check = [&](const char* name, const at::Tensor& tensor, at::ScalarType dtype) {
+    AMOEBA_CHECK(tensor.defined() && tensor.scalar_type() == dtype &&
+                     tensor.sizes() == at::IntArrayRef{tokens},
+                 "model: ", name, " is ",
+                 tensor.defined() ? cat(tensor.scalar_type(), " ", tensor.sizes()) : "undefined",
+                 ", want ", dtype, " [", tokens, "] for ", layout.batch_size, " sequences of ",
+                 layout.seq_len);
+  };
+  check("tokens", input.tokens, at::kLong);
+  check("positions", layout.positions, at::kLong);
+  if (input.token_mask.defined()) check("token_mask", input.token_mask, at::kBool);
+  int64_t covered = 0;
+  for (const Segment& segment : layout.segments) covered += segment.length;
+  AMOEBA_CHECK(layout.segments.empty() || covered == tokens, "model: the segments cover ", covered,
+               " tokens, want all ", tokens);
+}
+
+}  // namespace
+
 Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed)
     : config_(config), dtype_(dtype) {
   const int64_t dim = config.attention.dim;
@@ -67,6 +91,7 @@ BlockOutput Model::block(int64_t layer, const at::Tensor& hidden, const ModelInp
 }
 
 ModelOutput Model::forward(const ModelInput& input, std::vector<KvCache>* caches) {
+  check_input(input);
   at::Tensor hidden = embedding(input.tokens, *embedding_);
   std::vector<at::Tensor> counts, losses;
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {

@@ -10,6 +10,7 @@
 #include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "amoeba/error.h"
 #include "nn/cpu_math.h"
 #include "nn/parallel.h"
 
@@ -43,9 +44,13 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
   const float* sin = table.sin.const_data_ptr<float>();
   const int64_t* at_position = positions.const_data_ptr<int64_t>();
   float* out = y.mutable_data_ptr<float>();
+  const int64_t max_positions = table.cos.size(0);
   parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
-      const int64_t row = at_position[token] * half;
+      const int64_t position = at_position[token];
+      AMOEBA_CHECK(position >= 0 && position < max_positions, "rope: position of token ", token,
+                   " is ", position, ", want at least 0 and less than ", max_positions);
+      const int64_t row = position * half;
       for (int64_t head = 0; head < heads; ++head) {
         const int64_t start = (token * heads + head) * 2 * half;
         rotate_head(in + start, cos + row, sin + row, direction, out + start, half);

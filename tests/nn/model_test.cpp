@@ -13,8 +13,11 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <functional>
+
 #include "amoeba/error.h"
 #include "nn/loss.h"
+#include "support/errors.h"
 
 namespace amoeba::test {
 namespace {
@@ -183,6 +186,42 @@ TEST(Model, TrainsInBfloat16) {
     EXPECT_GT(parameter->grad.abs().max().item<float>(), 0.0f) << parameter->name;
   }
 }
+
+struct BadInput {
+  const char* name;
+  std::function<void(nn::ModelInput&)> spoil;
+  const char* message;
+};
+
+class RefusedInput : public testing::TestWithParam<BadInput> {};
+
+TEST_P(RefusedInput, NamesWhatWasGotAndWanted) {
+  const at::NoGradGuard no_grad;
+  nn::Model model(small_config(), at::kCPU, at::kFloat, 5);
+  nn::ModelInput input = some_input();
+  model.forward(input);
+  GetParam().spoil(input);
+  EXPECT_EQ(error_message(ErrorKind::kUsage, [&] { model.forward(input); }), GetParam().message);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, RefusedInput,
+    testing::Values(
+        BadInput{"length", [](nn::ModelInput& input) { input.layout.seq_len = 11; },
+                 "model: tokens is Long [24], want Long [22] for 2 sequences of 11"},
+        BadInput{"no_positions", [](nn::ModelInput& input) { input.layout.positions.reset(); },
+                 "model: positions is undefined, want Long [24] for 2 sequences of 12"},
+        BadInput{"mask", [](nn::ModelInput& input) { input.token_mask = at::ones({24}); },
+                 "model: token_mask is Float [24], want Bool [24] for 2 sequences of 12"},
+        BadInput{"segments",
+                 [](nn::ModelInput& input) {
+                   input.layout.segments = {{0, 0, 12}};
+                 },
+                 "model: the segments cover 12 tokens, want all 24"},
+        BadInput{"position",
+                 [](nn::ModelInput& input) { input.layout.positions.select(0, 3).fill_(12); },
+                 "rope: position of token 3 is 12, want at least 0 and less than 12"}),
+    [](const auto& row) { return row.param.name; });
 
 TEST(Model, UnknownBackendIsRefusedAtConstruction) {
   nn::ModelConfig config = small_config();
