@@ -11,7 +11,7 @@ namespace amoeba::apps {
 
 int run_generate(const Arguments& arguments) {
   std::string checkpoint, prompt, num_tokens = "200", temperature = "0.8", seed = "1";
-  std::string device = "auto", threads = "0";
+  std::string device = "auto", threads = "0", backend;
   const Command command{
       "generate",
       "Writes text with a trained model. The prompt and the text go to standard output.",
@@ -23,7 +23,8 @@ int run_generate(const Arguments& arguments) {
         &temperature},
        {"--seed", "equal seeds write equal text (default 1)", nullptr, &seed},
        {"--device", "auto, cpu or cuda (default auto)", nullptr, &device},
-       {"--num-threads", "CPU threads; 0: all cores (default 0)", nullptr, &threads}}};
+       {"--num-threads", "CPU threads; 0: all cores (default 0)", nullptr, &threads},
+       {"--compute-backend", "expert backend; default: the run's", nullptr, &backend}}};
   if (parse(command, arguments).help_shown) return 0;
   AMOEBA_CHECK(!checkpoint.empty(), "generate: --checkpoint is missing, want a run's folder");
   AMOEBA_CHECK(!prompt.empty(), "generate: --prompt is missing or empty, want some text");
@@ -40,7 +41,7 @@ int run_generate(const Arguments& arguments) {
   train::Progress progress = terminal_progress();
   PosixFileSystem files;
   train::LoadedModel loaded =
-      train::load_model(files, checkpoint, {device, to_integer("--num-threads", threads), ""},
+      train::load_model(files, checkpoint, {device, to_integer("--num-threads", threads), backend},
                         terminal_log(progress));
   options.context = loaded.config.training.seq_len;
   catch_stop_signals();

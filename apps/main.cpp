@@ -62,8 +62,17 @@ int main(int argc, char** argv) {
     return static_cast<int>(error.kind());
   } catch (const std::exception& error) {
     // The first line: LibTorch appends a stack trace.
-    const std::string text = error.what();
-    std::fprintf(stderr, "amoeba: internal error: %s\n", text.substr(0, text.find('\n')).c_str());
+    const std::string what = error.what();
+    const std::string text = what.substr(0, what.find('\n'));
+    if (text.find("allocate memory") != std::string::npos ||
+        text.find("out of memory") != std::string::npos) {
+      std::fprintf(stderr,
+                   "amoeba: out of memory (%s); try a smaller training.local_batch_size, "
+                   "training.loss_chunk_mib or model\n",
+                   text.c_str());
+      return static_cast<int>(ErrorKind::kUsage);
+    }
+    std::fprintf(stderr, "amoeba: internal error: %s\n", text.c_str());
     return static_cast<int>(ErrorKind::kInternal);
   }
 }

@@ -1,6 +1,8 @@
 // Helpers of the CPU loops in nn: plain C++ that the compiler vectorises, once per instruction set.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -14,6 +16,16 @@
 #endif
 
 namespace amoeba::nn {
+
+// Whether the CPU loops take this tensor; everything else goes through LibTorch's operators.
+inline bool has_cpu_loop(const at::Tensor& x) {
+  return x.is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous();
+}
+
+inline constexpr int64_t kLanes = 16;  // independent partial sums, so that sums vectorise
+
+// Sum of a[d] * b[d] in a fixed order.
+float dot(const float* a, const float* b, int64_t size);
 
 // e^x to about 1.5 ulp, without branches or calls: range reduction by ln 2 in two parts, then the
 // degree-6 polynomial of Cephes expf. Saturates outside [-87, 88]; NaN stays NaN.

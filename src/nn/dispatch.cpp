@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "amoeba/error.h"
 #include "nn/cpu_math.h"
 #include "nn/parallel.h"
 
@@ -24,23 +25,10 @@ void add_scaled(const float* x, float scale, float* y, int64_t size) {
   for (int64_t d = 0; d < size; ++d) y[d] += scale * x[d];
 }
 
-// out = scale * y; returns x . y in a fixed order.
 AMOEBA_CPU_CLONES
-float scale_and_dot(const float* x, const float* y, float scale, float* out, int64_t size) {
-  constexpr int64_t kLanes = 16;
-  float lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[d + j] * y[d + j];
-  }
-  float sum = 0.0f;
-  for (; d < size; ++d) sum += x[d] * y[d];
-  for (float lane : lanes) sum += lane;
-  for (d = 0; d < size; ++d) out[d] = scale * y[d];
-  return sum;
+void scale(const float* x, float factor, float* y, int64_t size) {
+  for (int64_t d = 0; d < size; ++d) y[d] = factor * x[d];
 }
-
-bool has_cpu_loop(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
 
 at::Tensor weighted_sum(const at::Tensor& rows, const at::Tensor& scores,
                         const at::Tensor& slot_row, int64_t top_k) {
@@ -112,8 +100,9 @@ CombineGradients combine_backward(const at::Tensor& rows, const at::Tensor& scor
   parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin * top_k; slot < end * top_k; ++slot) {
       const int64_t row = row_of[slot] * size;
-      dscores[slot] =
-          scale_and_dot(in + row, dy_data + slot / top_k * size, weight[slot], drows + row, size);
+      const float* dy_row = dy_data + slot / top_k * size;
+      dscores[slot] = dot(in + row, dy_row, size);
+      scale(dy_row, weight[slot], drows + row, size);
     }
   });
   return grads;
@@ -144,7 +133,11 @@ Routes sort_on_cpu(const at::Tensor& flat, int64_t num_experts, int64_t top_k) {
   int64_t* row_slot = routes.row_slot.mutable_data_ptr<int64_t>();
   int64_t* slot_row = routes.slot_row.mutable_data_ptr<int64_t>();
   std::vector<int64_t> next(static_cast<size_t>(num_experts + 2), 0);
-  for (int64_t slot = 0; slot < num_slots; ++slot) ++next[static_cast<size_t>(ids[slot] + 1)];
+  for (int64_t slot = 0; slot < num_slots; ++slot) {
+    AMOEBA_CHECK(ids[slot] >= 0 && ids[slot] <= num_experts, "sort_by_expert: id ", ids[slot],
+                 " of slot ", slot, ", want 0 to ", num_experts, " (skipped)");
+    ++next[static_cast<size_t>(ids[slot] + 1)];
+  }
   for (int64_t e = 0; e <= num_experts; ++e) {
     next[static_cast<size_t>(e + 1)] += next[static_cast<size_t>(e)];
   }

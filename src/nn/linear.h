@@ -8,7 +8,8 @@
 namespace amoeba::nn {
 
 // x [T, I] in the weight's compute dtype, weight [O, I] -> [T, O]. Backward returns the gradient of
-// x and adds x's and y's outer product to weight.grad in fp32.
+// x and adds dy^T x to weight.grad; the product is made in the compute dtype, the sum over calls in
+// fp32.
 at::Tensor linear(const at::Tensor& x, const Parameter& weight);
 
 }  // namespace amoeba::nn

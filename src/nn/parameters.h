@@ -23,8 +23,8 @@ struct Init {
   double std = 0.0;
   double cutoff = 2.0;
 };
-// Standard deviations of a layer's linear maps: those that read the residual stream and those that
-// write to it (the deeper the layer, the smaller).
+// Standard deviations of a layer's linear maps, as the origin draws them: input_std for q, k, v and
+// the gates (w1); output_std, smaller the deeper the layer, for wo, w2, w3 and the router.
 struct LayerInit {
   double input_std = 0.0;
   double output_std = 0.0;

@@ -21,19 +21,6 @@ constexpr int64_t kLanes = 16;         // independent partial sums, so that the 
 constexpr int64_t kRowsPerBlock = 64;  // weight-gradient partials: fixed, whatever the thread count
 
 AMOEBA_CPU_CLONES
-float dot(const float* a, const float* b, int64_t size) {
-  float lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= size; d += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += a[d + j] * b[d + j];
-  }
-  float sum = 0.0f;
-  for (; d < size; ++d) sum += a[d] * b[d];
-  for (float lane : lanes) sum += lane;
-  return sum;
-}
-
-AMOEBA_CPU_CLONES
 void forward_row(const float* x, const float* weight, float rstd, float* y, int64_t size) {
   for (int64_t d = 0; d < size; ++d) y[d] = x[d] * rstd * weight[d];
 }
@@ -100,8 +87,6 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
   }
   return dx;
 }
-
-bool has_cpu_loop(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
 
 Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double eps) {
   if (has_cpu_loop(x)) return forward_cpu(x, weight, eps);

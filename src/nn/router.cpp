@@ -94,7 +94,9 @@ RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
                              const at::Tensor& error_word) const {
   const at::Tensor logits = linear(x.to(at::kFloat), *gate_);  // [T, E]
   if (error_word.defined()) {
-    error_word.bitwise_or_(at::isnan(logits.detach()).any().to(at::kInt).mul(kErrorNanLogit));
+    at::Tensor bad = at::isnan(logits.detach()).any(1);           // [T]
+    if (token_mask.defined()) bad = bad.logical_and(token_mask);  // padding may hold anything
+    error_word.bitwise_or_(bad.any().to(at::kInt).mul(kErrorNanLogit));
   }
   const at::Tensor scores_TE = at::softmax(replace_nan(logits), -1);
   RouterOutput out;

@@ -30,10 +30,6 @@ void backward_row(const float* gate, const float* up, const float* dy, float* dg
   }
 }
 
-bool has_cpu_loop(const at::Tensor& x) {
-  return x.is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous();
-}
-
 at::Tensor forward_rows(const at::Tensor& gate_up) {
   const int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
   if (!has_cpu_loop(gate_up)) {

@@ -39,8 +39,12 @@ at::Device resolve_device(const std::string& name) {
   if (name == "cpu") return at::kCPU;
   AMOEBA_CHECK(name == "auto" || name == "cuda", "training.device: got '", name,
                "', want auto, cpu or cuda");
-  if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0)
+  if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) {
+    // Bits repeat only without atomics: attention's backward has both kinds. What has no other kind
+    // warns instead of failing.
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
     return at::Device(at::kCUDA, 0);
+  }
   AMOEBA_CHECK(name == "auto",
                "training.device: got 'cuda', but this torch sees no CUDA device; want auto or cpu");
   return at::kCPU;
@@ -53,8 +57,8 @@ at::ScalarType resolve_dtype(const std::string& name) {
 }
 
 void set_num_threads(int64_t num_threads) {
-  const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  at::set_num_threads(static_cast<int>(num_threads == 0 ? cores : num_threads));
+  // 0 keeps LibTorch's own choice: OMP_NUM_THREADS as launchers set it, or all cores.
+  if (num_threads > 0) at::set_num_threads(static_cast<int>(num_threads));
 }
 
 int num_threads() { return at::get_num_threads(); }

@@ -71,11 +71,12 @@ class Run {
   void warn_of_changed_keys(const Checkpoint& checkpoint);
   StepResult step(const StepBatch& batch, double lr);
   void log_step(const StepResult& result, double lr);
-  void count_rejection(const StepResult& result);
+  bool count_rejection(const StepResult& result);
+  [[noreturn]] void give_up();
   void validate();
   void save();
   std::string sample();
-  void finish(RunSummary& summary);
+  void finish(RunSummary& summary, const std::string& reason);
 
   const RunConfig& config_;
   const formats::Schema& schema_;
@@ -223,7 +224,6 @@ void Run::restore(const Checkpoint& checkpoint) {
   optimizer_.num_steps().fill_(
       static_cast<double>(checkpoint.state.integer_at("optimizer_steps", what)));
   tokens_seen_ = checkpoint.state.integer_at("tokens_seen", what);
-  rejected_in_a_row_ = checkpoint.state.integer_at("rejected_in_a_row", what);
   const std::string then = formats::write_json(checkpoint.state.at("source_tokens", what));
   const std::string now = formats::write_json(source_tokens());
   AMOEBA_CHECK_KIND(kData, then == now, "resume: the files of data.path hold ", now,
@@ -248,7 +248,6 @@ void Run::save() {
   content.state.data =
       Object{{"optimizer_steps", {static_cast<int64_t>(optimizer_.num_steps().item<double>())}},
              {"tokens_seen", {tokens_seen_}},
-             {"rejected_in_a_row", {rejected_in_a_row_}},
              {"source_tokens", source_tokens()},
              {"data", loader_.cursor().to_value()}};
   content.config = schema_.to_value();
@@ -359,10 +358,11 @@ std::string error_text(int32_t errors) {
   return text;
 }
 
-void Run::count_rejection(const StepResult& result) {
+// Whether the run must end here.
+bool Run::count_rejection(const StepResult& result) {
   if (!result.rejected) {
     rejected_in_a_row_ = 0;
-    return;
+    return false;
   }
   ++rejected_in_a_row_;
   context_.log(LogLevel::kWarning,
@@ -370,8 +370,13 @@ void Run::count_rejection(const StepResult& result) {
                    result.grad_norm, error_text(result.errors),
                    "; weights and optimizer keep their values (", rejected_in_a_row_,
                    " in a row, the run stops at ", config_.training.max_rejected_steps, ")"));
-  if (rejected_in_a_row_ < config_.training.max_rejected_steps) return;
+  return rejected_in_a_row_ >= config_.training.max_rejected_steps;
+}
+
+[[noreturn]] void Run::give_up() {
   save();
+  RunSummary summary;
+  finish(summary, "too many steps in a row were not finite");
   fail(ErrorKind::kNumeric,
        cat("train: ", rejected_in_a_row_, " steps in a row were not finite, the last at step ",
            step_, "; the state before them is saved in ",
@@ -411,7 +416,7 @@ std::string Run::sample() {
   return generate(model_, *tokenizer_, config_.sample.prompt, options).text;
 }
 
-void Run::finish(RunSummary& summary) {
+void Run::finish(RunSummary& summary, const std::string& reason) {
   summary.step = step_;
   summary.validation_loss = evaluation_.loss;
   summary.bits_per_byte = evaluation_.bits_per_byte;
@@ -421,7 +426,7 @@ void Run::finish(RunSummary& summary) {
   summary.checkpoint = checkpoint_;
   EndRecord record;
   record.step = step_;
-  record.reason = summary.stopped ? "stopped by a signal" : "completed";
+  record.reason = reason;
   record.prompt = config_.sample.prompt;
   if (!summary.sample.empty()) record.sample = config_.sample.prompt + summary.sample;
   record.checkpoint = checkpoint_;
@@ -463,10 +468,10 @@ RunSummary Run::train() {
       context_.progress.live(cat("step: ", step_, "/", steps, "  loss: ", result.loss),
                              clock_.seconds());
     }
-    count_rejection(result);
+    if (count_rejection(result)) give_up();
     if (due(config_.checkpoint.interval)) save();
     if (due(config_.validation.interval)) validate();
-    summary.stopped = context_.stop_requested();
+    summary.stopped = step_ < steps && context_.stop_requested();
     if (summary.stopped) save();
   }
   if (!summary.stopped) {
@@ -474,7 +479,7 @@ RunSummary Run::train() {
     validate();
     summary.sample = sample();
   }
-  finish(summary);
+  finish(summary, summary.stopped ? "stopped by a signal" : "completed");
   return summary;
 }
 

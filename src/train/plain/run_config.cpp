@@ -165,7 +165,7 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .choices = {"auto", "cpu", "cuda"}});
   schema.add({.path = "training.num_threads",
               .field = &training.num_threads,
-              .doc = "CPU threads; 0: one for each core.",
+              .doc = "CPU threads; 0: OMP_NUM_THREADS where it is set, else one for each core.",
               .minimum = 0,
               .maximum = 4096});
   schema.add({.path = "training.seed",
