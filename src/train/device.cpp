@@ -53,6 +53,9 @@ at::ScalarType resolve_dtype(const std::string& name) {
 }
 
 void set_num_threads(int64_t num_threads) {
+  constexpr int64_t kMaxThreads = 4096;  // OpenMP crashes where the system has no room for more
+  AMOEBA_CHECK(num_threads >= 0 && num_threads <= kMaxThreads, "num_threads: got ", num_threads,
+               ", want 0 (all cores) to ", kMaxThreads);
   const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
   at::set_num_threads(static_cast<int>(num_threads == 0 ? cores : num_threads));
 }
