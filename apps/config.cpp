@@ -18,11 +18,14 @@ int run_config(const Arguments& arguments) {
         "       amoeba config check [same]   errors as `train` would give them, or \"ok\"\n"
         "       amoeba config keys           every key with its type, default and meaning\n"
         "       amoeba config presets        names for --config\n");
-    return arguments.empty() ? static_cast<int>(ErrorKind::kUsage) : 0;
+    AMOEBA_CHECK(!arguments.empty(), "config: the action is missing, want one of ",
+                 join(actions, ", "));
+    return 0;
   }
   const std::string action = arguments[0];
   const Arguments rest(arguments.begin() + 1, arguments.end());
   if (action == "presets") {
+    if (parse({"config presets", "Prints the names for --config.", {}}, rest).help_shown) return 0;
     for (const std::string& name : train::preset_names()) std::printf("%s\n", name.c_str());
     return 0;
   }

@@ -25,6 +25,8 @@ int run_eval(const Arguments& arguments) {
        {"--compute-backend", "expert backend; default: the run's", nullptr, &backend}}};
   if (parse(command, arguments).help_shown) return 0;
   AMOEBA_CHECK(!checkpoint.empty(), "eval: --checkpoint is missing, want a run's folder");
+  train::EvaluateOptions options;
+  options.max_windows = to_integer("--max-windows", windows);
 
   train::Progress progress = terminal_progress();
   PosixFileSystem files;
@@ -42,8 +44,6 @@ int run_eval(const Arguments& arguments) {
                     config.training.seq_len, " tokens");
   catch_stop_signals();
   const Clock clock;
-  train::EvaluateOptions options;
-  options.max_windows = to_integer("--max-windows", windows);
   options.batch_size = config.training.local_batch_size;
   options.loss_chunk_bytes = config.training.loss_chunk_mib << 20;
   options.stop = stop_requested;

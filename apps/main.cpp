@@ -36,7 +36,8 @@ void print_help() {
 int run(const std::vector<std::string>& arguments) {
   if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h") {
     print_help();
-    return arguments.empty() ? static_cast<int>(ErrorKind::kUsage) : 0;
+    AMOEBA_CHECK(!arguments.empty(), "the verb is missing, want one as above");
+    return 0;
   }
   if (arguments[0] == "--version") {
     std::printf("amoeba %s\n", kVersion);
@@ -56,7 +57,10 @@ int run(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   try {
-    return run({argv + 1, argv + argc});
+    const int code = run({argv + 1, argv + argc});
+    AMOEBA_CHECK_KIND(kData, std::fflush(stdout) == 0 && std::ferror(stdout) == 0,
+                      "standard output: not everything could be written");
+    return code;
   } catch (const Error& error) {
     std::fprintf(stderr, "amoeba: %s\n", error.what());
     return static_cast<int>(error.kind());

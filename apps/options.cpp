@@ -6,10 +6,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 
 #include "amoeba/error.h"
+#include "base/text.h"
 
 namespace amoeba::apps {
 
@@ -23,6 +25,15 @@ void on_stop_signal(int signal) {
     std::raise(signal);
   }
   stop_signals = stop_signals + 1;
+}
+
+[[noreturn]] void fail_unexpected(const Command& command, const std::string& argument) {
+  std::vector<std::string> names;
+  for (const Option& option : command.options) names.push_back(option.name);
+  const std::string near = nearest_name(argument.substr(0, argument.find('=')), names);
+  fail(ErrorKind::kUsage, cat(command.name, ": unexpected '", printable(argument), "'",
+                              near.empty() ? "" : cat(", did you mean '", near, "'?"), " (amoeba ",
+                              command.name, " --help)"));
 }
 
 }  // namespace
@@ -39,7 +50,7 @@ Parsed parse(const Command& command, const Arguments& arguments) {
       app.add_flag(option.name, *option.flag, option.doc);
     }
   }
-  app.allow_extras(command.takes_overrides);
+  app.allow_extras();
   Parsed parsed;
   // CLI11 takes a vector in reverse order.
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
@@ -56,6 +67,7 @@ Parsed parse(const Command& command, const Arguments& arguments) {
     fail(ErrorKind::kUsage, cat(command.name, ": ", text, " (amoeba ", command.name, " --help)"));
   }
   parsed.rest = app.remaining();
+  if (!parsed.rest.empty() && !command.takes_overrides) fail_unexpected(command, parsed.rest[0]);
   return parsed;
 }
 
@@ -70,8 +82,9 @@ int64_t to_integer(std::string_view option, const std::string& text) {
 double to_number(std::string_view option, const std::string& text) {
   double value = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
-  AMOEBA_CHECK(status == std::errc() && end == text.data() + text.size(), option, ": got '", text,
-               "', want a number");
+  AMOEBA_CHECK(status == std::errc() && end == text.data() + text.size() && std::isfinite(value) &&
+                   value >= 0,
+               option, ": got '", text, "', want a number >= 0");
   return value;
 }
 

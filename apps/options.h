@@ -25,7 +25,7 @@ struct Command {
   std::string name;
   std::string summary;
   std::vector<Option> options = {};
-  bool takes_overrides = false;              // leaves unknown arguments for --section.key value
+  bool takes_overrides = false;  // leaves unknown arguments for --section.key value
   std::function<std::string()> help_footer = {};  // may be empty
 };
 
@@ -37,7 +37,7 @@ struct Parsed {
 // Error(kUsage) with one line for what does not parse. Prints the help when asked for.
 Parsed parse(const Command& command, const Arguments& arguments);
 
-// Numbers of options: Error(kUsage) naming the option.
+// Numbers of options, at least 0: Error(kUsage) naming the option.
 int64_t to_integer(std::string_view option, const std::string& text);
 double to_number(std::string_view option, const std::string& text);
 

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <fstream>
 #include <string_view>
-#include <thread>
 
 #include "amoeba/error.h"
 #include "base/cuda_driver.h"
@@ -57,6 +56,9 @@ at::ScalarType resolve_dtype(const std::string& name) {
 }
 
 void set_num_threads(int64_t num_threads) {
+  constexpr int64_t kMaxThreads = 4096;  // OpenMP crashes where the system has no room for more
+  AMOEBA_CHECK(num_threads >= 0 && num_threads <= kMaxThreads, "num_threads: got ", num_threads,
+               ", want 0 (OMP_NUM_THREADS, or all cores) to ", kMaxThreads);
   // 0 keeps LibTorch's own choice: OMP_NUM_THREADS as launchers set it, or all cores.
   if (num_threads > 0) at::set_num_threads(static_cast<int>(num_threads));
 }

@@ -14,7 +14,8 @@ at::Device resolve_device(const std::string& name);
 // "float32" or "bfloat16".
 at::ScalarType resolve_dtype(const std::string& name);
 
-// Threads of LibTorch's pool; 0: OMP_NUM_THREADS where a launcher set it, else one a core. Once a process, before any parallel work.
+// Threads of LibTorch's pool, at most 4096; 0: OMP_NUM_THREADS where a launcher set it, else one a
+// core. Once a process, before any parallel work.
 void set_num_threads(int64_t num_threads);
 int num_threads();
 

@@ -152,6 +152,9 @@ void Run::start() {
       context_.log(LogLevel::kInfo, cat("resume: no checkpoint in ", folder, ", starting anew"));
     }
   } else if (resume != "none") {
+    AMOEBA_CHECK_KIND(
+        kData, context_.files.exists(resume + "/manifest.json"), "resume: '", resume,
+        "' is not a checkpoint's folder; want one (RUN/checkpoints/step-...) or auto");
     const Checkpoint checkpoint = load_checkpoint(context_.files, resume);
     // "auto" would take the newer one next time, and pruning would remove what this run saves.
     const auto existing = find_checkpoints(context_.files, folder);

@@ -1,0 +1,675 @@
+"""Drives the amoeba binary as a new user would: cli_test.py BINARY [unittest options].
+
+Every refusal is one line of data: arguments, exit code, words of the one line on standard error.
+Runs are tiny (45 thousand parameters) and on one thread, so that they repeat to the bit.
+"""
+
+import array
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import unittest
+
+BINARY = ""  # set by main
+OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
+VERBS = ["train", "generate", "eval", "config", "doctor"]
+BACKENDS = ["grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
+TIMEOUT = 60  # seconds until a process that hangs fails its test
+
+TINY_CONFIG = """
+[model]
+dim = 32
+num_layers = 2
+[moe]
+num_experts = 4
+hidden_dim = 32
+[training]
+steps = 6
+seq_len = 32
+local_batch_size = 2
+num_threads = 1
+[lr_scheduler]
+warmup_steps = 2
+[metrics]
+log_interval = 1
+"""
+TINY = ["--config", "tiny.toml", "--data.path", "text.txt"]
+# Text and steps for runs that are stopped; a report would only take time.
+LONG = TINY + ["--training.steps", "60", "--checkpoint.interval", "20", "--metrics.report", "false"]
+
+
+def make_text(num_words, seed):
+    draw = random.Random(seed)
+    words = "in the beginning was a word and it moved upon face of waters".split()
+    return "".join(draw.choice(words) + draw.choice("    \n") for _ in range(num_words))
+
+
+def make_files(folder):
+    text = make_text(2500, seed=1)
+    contents = {
+        "tiny.toml": TINY_CONFIG.encode(),
+        "text.txt": text.encode(),
+        "other.txt": make_text(900, seed=2).encode(),
+        "empty.txt": b"",
+        "short.txt": b"too short",
+        "garbage.txt": random.Random(3).randbytes(9000),
+        "crlf_nul.txt": text.replace("\n", "\r\n").replace(" the ", " \0 ").encode(),
+        "syntax.toml": b"[training]\nsteps =\n",
+        "syntax.json": b'{"training": {"steps": }}',
+        "unknown.toml": b"[training]\nsteps = 3\nseqlen = 64\n",
+        "type.toml": b'[training]\nsteps = "three"\n',
+        "list.json": b"[1, 2]",
+        "dim64.toml": b"[model]\ndim = 64\nnum_layers = 3\n",
+        "dim96.json": b'{"model": {"dim": 96}}',
+        "config.yaml": b"training:\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / "folder").mkdir()
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def __str__(self):
+        return f"exit code {self.code}\nstdout: {self.out[-2000:]!r}\nstderr: {self.err[-2000:]!r}"
+
+
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+            for path in sorted(folder.rglob("*"))}
+
+
+def manifest_of(checkpoint):
+    return json.loads((checkpoint / "manifest.json").read_text())
+
+
+def hashes(checkpoint):
+    return {(tensor["group"], tensor["name"]): tensor["hash"]
+            for tensor in manifest_of(checkpoint)["tensors"]}
+
+
+def metrics_of(run, kind):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+class CliTest(unittest.TestCase):
+    """A folder with the input files for all tests of a class; each names its own run folders."""
+
+    @classmethod
+    def setUpClass(cls):
+        temporary = tempfile.TemporaryDirectory(prefix="amoeba_cli_")
+        cls.addClassCleanup(temporary.cleanup)
+        cls.folder = pathlib.Path(temporary.name)
+        make_files(cls.folder)
+
+    @classmethod
+    def amoeba(cls, *arguments, stdout=subprocess.PIPE):
+        done = subprocess.run([BINARY, *map(str, arguments)], cwd=cls.folder, timeout=TIMEOUT,
+                              stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE)
+        return Result(done.returncode, done.stdout or b"", done.stderr.decode("utf-8", "replace"))
+
+    def succeed(self, *arguments):
+        result = self.amoeba(*arguments)
+        self.assertEqual(result.code, OK, f"{arguments}\n{result}")
+        self.assertNotIn("amoeba: ", result.err)
+        return result
+
+    def check_refusal(self, result, code, *words, only=True):
+        """The error is one line and the last one; `only`: nothing else is on standard error."""
+        self.assertEqual(result.code, code, result)
+        lines = result.err.split("\n")
+        self.assertEqual(lines.pop(), "", result)
+        errors = [line for line in lines if line.startswith("amoeba: ")]
+        self.assertEqual(len(errors), 1, result)
+        self.assertEqual(errors[0], lines[-1], result)
+        if only:
+            self.assertEqual(len(lines), 1, result)
+        self.assertNotRegex(errors[0], r"[\x00-\x1f\x7f]", result)
+        for word in words:
+            self.assertIn(word, errors[0], result)
+
+    def refuse(self, arguments, code, *words, only=True):
+        with self.subTest(" ".join(map(str, arguments))):
+            self.check_refusal(self.amoeba(*arguments), code, *words, only=only)
+
+
+class Usage(CliTest):
+    CASES = [  # command line, words of the error
+        ("", "verb is missing"),
+        ("trian", "'trian'", "did you mean train?"),
+        ("-x", "'-x'", *VERBS),
+        ("config", "action is missing", "show, check, keys, presets"),
+        ("config shwo", "'shwo'", "did you mean show?"),
+        ("config presets extra", "'extra'"),
+        ("doctor extra", "'extra'"),
+        ("doctor --frob", "'--frob'"),
+        ("eval", "--checkpoint is missing"),
+        ("eval --checkpiont run", "'--checkpiont'", "did you mean '--checkpoint'?"),
+        ("eval --checkpoint", "--checkpoint"),
+        ("eval --checkpoint run --max-windows 2.5", "--max-windows", "'2.5'", "whole number"),
+        ("generate --prompt x", "--checkpoint is missing"),
+        ("generate --checkpoint run", "--prompt is missing"),
+        ("generate --checkpoint run --prompt x --num-tokens -1", "--num-tokens", "'-1'"),
+        ("generate --checkpoint run --prompt x --temperature hot", "--temperature", "'hot'"),
+        ("generate --checkpoint run --prompt x --temperature -1", "--temperature", "'-1'", ">= 0"),
+        ("generate --checkpoint run --prompt x --temperature nan", "--temperature", "'nan'"),
+        ("generate --checkpoint run --prompt x --seed 1e3", "--seed", "'1e3'"),
+        ("train", "data.path is empty"),
+    ]
+    TRAIN_CASES = [  # behind `train --config tiny.toml --data.path text.txt`
+        ("--frob 3", "unknown", "'frob'"),
+        ("--data.path", "'--data.path' has no value"),
+        ("--training.steps --data.path x", "'--training.steps' has no value"),
+        ("--resume", "--resume"),
+        ("--resum auto", "'resum'", "resume"),
+        ("steps 3", "'steps'", "want --section.key value"),
+        ("--trainig.steps 3", "'trainig'", "did you mean 'training'?"),
+        ("--training.stepz 3", "'training.stepz'", "did you mean 'training.steps'?"),
+        ("--moe.steps 3", "'moe.steps'", "did you mean 'training.steps'?"),
+        ("--nonsense.key 3", "unknown section 'nonsense'", "training", "optimizer"),
+        ("--training 3", "'training' is a section", "seq_len"),
+        ("--training.steps three", "'training.steps'", "'three'", "integer"),
+        ("--training.steps 3.5", "'training.steps'", "'3.5'", "integer"),
+        ("--training.steps 1e3", "'training.steps'", "'1e3'", "integer"),
+        ("--training.steps 0", "'training.steps'", "0", "at least 1"),
+        ("--training.steps 99999999999999999999", "'training.steps'", "64 bits"),
+        ("--optimizer.lr fast", "'optimizer.lr'", "'fast'", "number"),
+        ("--optimizer.lr nan", "'optimizer.lr'", "nan", "finite"),
+        ("--metrics.report yes", "'metrics.report'", "'yes'", "true or false"),
+        ("--moe.capacity_factor 0", "'moe.capacity_factor'", "0", "more than 0"),
+        ("--moe.top_k 5", "moe.top_k is 5", "moe.num_experts is 4"),
+        ("--training.global_batch_size 3", "training.global_batch_size is 3",
+         "training.local_batch_size is 2"),
+        ("--model.num_kv_heads 3", "model.num_heads is 4", "model.num_kv_heads is 3"),
+        ("--model.dim 30", "model.dim is 30", "model.num_heads is 4"),
+        ("--checkpoint.keep_latest_k 1", "checkpoint.keep_latest_k is 1"),
+        ("--checkpoint.enable false --resume auto", "checkpoint.resume is 'auto'",
+         "checkpoint.enable is false"),
+        ("--moe.compute_backend fastest", "'moe.compute_backend'", "'fastest'", *BACKENDS),
+        ("--moe.compute_backend bmm", "'bmm'", "batched_mm_capacity"),
+        ("--moe.compute_backend bmm_nodrop", "'bmm_nodrop'", "batched_mm_padded"),
+        ("--model.use_grouped_mm true", "'model.use_grouped_mm'", "moe.compute_backend"),
+        ("--use_grouped_mm true", "'use_grouped_mm'", "moe.compute_backend"),
+        ("--data.weights 1,2", "data.weights has 2", "data.path has 1"),
+        ("--config dmeo", "'dmeo'", "did you mean 'demo'?"),
+        ("--config missing.toml", "'missing.toml'", "does not exist"),
+        ("--config ./folder", "'./folder'"),
+        ("--config ./config.yaml", "'./config.yaml'", ".toml or .json"),
+        ("--config syntax.toml", "syntax.toml:2:8", "expected value"),
+        ("--config syntax.json", "syntax.json:1:"),
+        ("--config unknown.toml", "unknown.toml:3:", "'training.seqlen'", "'training.seq_len'"),
+        ("--config type.toml", "type.toml:2:", "'training.steps'", "'three'", "integer"),
+        ("--config list.json", "list.json", "array", "object"),
+    ]
+
+    def test_refused(self):
+        for line, *words in self.CASES:
+            self.refuse(line.split(), USAGE, *words)
+
+    def test_refused_by_train(self):
+        for line, *words in self.TRAIN_CASES:
+            self.refuse(["train", *TINY, "--run.folder", "never", *line.split()], USAGE, *words)
+        self.assertFalse((self.folder / "never").exists())
+
+    def test_without_a_verb_the_help_is_shown(self):
+        self.assertIn(b"usage: amoeba VERB", self.amoeba().out)
+
+    def test_help(self):
+        for arguments in [["--help"], ["-h"], *([verb, "--help"] for verb in VERBS),
+                          *(["config", action, "--help"]
+                            for action in ["show", "check", "keys", "presets"])]:
+            with self.subTest(arguments):
+                result = self.succeed(*arguments)
+                self.assertIn(b"usage: amoeba", result.out.lower())
+                self.assertEqual(result.err, "")
+        whole = self.succeed("--help").out.decode()
+        for verb in VERBS:
+            self.assertRegex(whole, rf"(?m)^  {verb} +\w")
+
+    def test_version(self):
+        self.assertRegex(self.succeed("--version").out, rb"\Aamoeba \d+\.\d+\.\d+\n\Z")
+
+    def test_full_standard_output_is_an_error(self):
+        for arguments in [["--help"], ["--version"], ["config", "show"], ["config", "keys"]]:
+            with self.subTest(arguments), open("/dev/full", "wb") as full:
+                self.check_refusal(self.amoeba(*arguments, stdout=full), DATA, "standard output")
+
+
+class Config(CliTest):
+    LAYERS = [  # layers and overrides; the line of `config show`, where it comes from
+        ("", "dim = 128", "default"),
+        ("--config tiny.toml", "dim = 32", "tiny.toml:3"),
+        ("--config tiny.toml --config dim64.toml", "dim = 64", "dim64.toml:2"),
+        ("--config tiny.toml --config dim64.toml --config dim96.json", "dim = 96", "dim96.json]"),
+        ("--config dim96.json --config dim64.toml", "dim = 64", "dim64.toml:2"),
+        ("--config demo --config dim96.json", "dim = 96", "dim96.json]"),
+        ("--config dim96.json --config demo", "dim = 128", "demo.toml:"),
+        ("--config demo --config dim96.json", "steps = 520", "demo.toml:"),
+        ("--config demo --config dim96.json --model.dim 160", "dim = 160", "command line"),
+        ("--model.dim 160 --config demo --config dim96.json", "dim = 160", "command line"),
+        ("--model.dim 160 --model.dim=192", "dim = 192", "command line"),
+        ("--data.path a.txt,b.txt --data.weights 1,2.5", 'path = ["a.txt","b.txt"]',
+         "command line"),
+    ]
+
+    def test_last_layer_wins_and_the_command_line_over_all(self):
+        for line, setting, origin in self.LAYERS:
+            with self.subTest(line):
+                lines = self.succeed("config", "show", *line.split()).out.decode().splitlines()
+                self.assertIn(setting, lines)
+                self.assertIn(f"[{origin}", lines[lines.index(setting) - 1])
+
+    def test_shown_configuration_is_a_configuration(self):
+        shown = self.succeed("config", "show", "--config", "demo", "--model.dim", "160").out
+        (self.folder / "shown.toml").write_bytes(shown)
+        again = self.succeed("config", "show", "--config", "shown.toml").out
+        self.assertEqual(*(re.sub(rb"(?m)^#.*\n", b"", text) for text in [shown, again]))
+
+    def test_check(self):
+        self.assertEqual(self.succeed("config", "check", *TINY).out, b"ok\n")
+        self.refuse(["config", "check", "--moe.top_k", "9"], USAGE, "moe.top_k is 9")
+
+    def test_keys(self):
+        keys = self.succeed("config", "keys").out.decode()
+        shown = self.succeed("config", "show").out.decode()
+        section = ""
+        for line in shown.splitlines():
+            if line.startswith("["):
+                section = line.strip("[]")
+            elif " = " in line and not line.startswith("#"):
+                self.assertIn(f"--{section}.{line.split(' = ')[0]}  (", keys)
+
+    def test_presets(self):
+        for name in self.succeed("config", "presets").out.decode().split():
+            with self.subTest(name):
+                self.succeed("config", "check", "--config", name)
+
+    def test_doctor_names_each_backend(self):
+        out = self.succeed("doctor").out.decode()
+        for backend in BACKENDS:
+            self.assertRegex(out, rf"(?m)^ +{backend} +\w")
+
+
+class Data(CliTest):
+    CASES = [  # data.path, more arguments, code, words
+        ("missing.txt", "", DATA, "'missing.txt'", "No such file"),
+        ("empty.txt", "", DATA, "'empty.txt'", "empty"),
+        ("folder", "", DATA, "'folder'", "is a folder"),
+        ("short.txt", "", DATA, "'short.txt'", "9 tokens", "33"),
+        ("text.txt,missing.txt", "", DATA, "'missing.txt'"),
+        ("/dev/null", "", DATA, "'/dev/null'", "not a regular file"),
+        ("", "", USAGE, "data.path is empty"),
+        ("text.txt", "--training.seq_len 90000", DATA, "'text.txt'", "90001"),
+        ("text.txt,other.txt", "--data.weights 1,2,3", USAGE, "data.weights has 3",
+         "data.path has 2"),
+        ("text.txt,other.txt", "--data.weights 1,-1", USAGE, "data.weights[1]", "-1"),
+    ]
+
+    def test_refused(self):
+        for path, more, code, *words in self.CASES:
+            self.refuse(["train", "--config", "tiny.toml", f"--data.path={path}",
+                         "--run.folder", "never", *more.split()], code, *words)
+        self.assertFalse((self.folder / "never").exists())
+
+    def test_any_bytes_train(self):
+        for path, more in [("garbage.txt", ""), ("crlf_nul.txt", ""),
+                           ("text.txt,other.txt", "--data.weights 1,3"),
+                           ("text.txt", "--moe.compute_backend batched_mm_capacity")]:
+            with self.subTest(path):
+                run = self.folder / "runs" / path.replace(",", "_") / (more[-8:] or "plain")
+                self.succeed("train", "--config", "tiny.toml", "--data.path", path,
+                             "--run.folder", run, *more.split())
+                steps = metrics_of(run, "step")
+                self.assertEqual([step["step"] for step in steps], [1, 2, 3, 4, 5, 6])
+                self.assertFalse(any(step["rejected"] for step in steps))
+
+    def test_output_below_a_file_or_where_nothing_can_be_made(self):
+        for folder in ["text.txt/run", "text.txt", "/proc/amoeba"]:
+            self.refuse(["train", *TINY, "--run.folder", folder], DATA, f"'{folder}'")
+
+
+class FullDisk(CliTest):
+    """A file system of 2 MiB: one checkpoint (0.6 MB and 1 MiB of reserve) fits, two do not."""
+
+    def setUp(self):
+        self.disk = self.folder / "disk"
+        self.disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", self.disk],
+                                 capture_output=True, text=True) if shutil.which("mount") else None
+        if mounted is None or mounted.returncode != 0:
+            self.disk.rmdir()
+            self.skipTest("no right to mount a tmpfs")
+        self.addCleanup(self.disk.rmdir)
+        self.addCleanup(subprocess.run, ["umount", self.disk], check=True)
+
+    def fill(self, leave):
+        free = os.statvfs(self.disk)
+        with open(self.disk / "filler", "wb") as filler:
+            filler.write(b"x" * max(0, free.f_bavail * free.f_frsize - leave))
+
+    def test_next_checkpoint_does_not_fit(self):
+        result = self.amoeba("train", *TINY, "--run.folder", "disk/run",
+                             "--checkpoint.interval", "3")
+        self.check_refusal(result, DATA, "step-00000006", "disk/run/checkpoints", "free", "have",
+                           only=False)
+        self.assertEqual(os.listdir(self.disk / "run/checkpoints"), ["step-00000003"])
+        self.succeed("eval", "--checkpoint", "disk/run", "--num-threads", "1")
+
+    def test_disk_full_before_the_run_goes_on(self):
+        self.succeed("train", *TINY, "--run.folder", "disk/run", "--training.steps", "3")
+        before = snapshot(self.disk / "run")
+        self.fill(leave=0)
+        result = self.amoeba("train", *TINY, "--run.folder", "disk/run", "--resume", "auto")
+        self.check_refusal(result, DATA, "disk/run/", "No space left", only=False)
+        self.assertEqual(snapshot(self.disk / "run"), before)
+        self.succeed("eval", "--checkpoint", "disk/run", "--num-threads", "1")
+
+    def test_disk_full_while_metrics_are_written(self):
+        self.fill(leave=20000)  # config.toml takes 8192 of it
+        result = self.amoeba("train", *TINY, "--run.folder", "disk/run", "--training.steps", "60",
+                             "--checkpoint.enable", "false")
+        self.check_refusal(result, DATA, "metrics.jsonl", "No space left", only=False)
+
+
+class Run(CliTest):
+    """One finished run, and what can be done with it."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.trained = cls.amoeba("train", *TINY, "--run.folder", "run",
+                                 "--sample.prompt", "in the ", "--sample.num_tokens", "5")
+        cls.run_folder = cls.folder / "run"
+
+    def setUp(self):
+        self.assertEqual(self.trained.code, OK, self.trained)
+
+    def generate(self, *more):
+        return self.succeed("generate", "--checkpoint", "run", "--prompt", "in the ",
+                            "--num-tokens", "24", "--num-threads", "1", *more).out
+
+    def eval(self, *more):
+        out = self.succeed("eval", "--checkpoint", "run", "--num-threads", "1", *more).out
+        self.assertEqual(out.count(b"\n"), 1, out)
+        return json.loads(out)
+
+    def test_files(self):
+        for name in ["config.toml", "metrics.jsonl", "report.html",
+                     "checkpoints/step-00000006/manifest.json"]:
+            self.assertGreater((self.run_folder / name).stat().st_size, 0, name)
+        self.assertFalse(list(self.run_folder.rglob("*.partial")))
+        self.assertEqual([end["reason"] for end in metrics_of(self.run_folder, "end")],
+                         ["completed"])
+        for path in ["run/checkpoints/step-00000006", "run/report.html"]:
+            self.assertIn(path.encode(), self.trained.out)
+
+    def test_saved_configuration_is_the_run(self):
+        shown = self.succeed("config", "show", "--config", "run/config.toml").out.decode()
+        self.assertIn('path = ["text.txt"]', shown)
+        self.succeed("train", "--config", "run/config.toml", "--run.folder", "again")
+        last = "checkpoints/step-00000006"
+        self.assertEqual(hashes(self.folder / "again" / last), hashes(self.run_folder / last))
+
+    def test_step_lines(self):
+        words = r"step: {}/6  loss: \S+  grad_norm: \S+  memory: \S+  tps: \S+  tflops: \S+  mfu: "
+        lines = self.trained.err.splitlines()
+        for step in range(1, 7):
+            matches = [line for line in lines if re.match(words.format(step), line)]
+            self.assertEqual(len(matches), 1, self.trained)
+
+    def test_piped_output_is_plain(self):
+        # Step 1 and 6 are lines, the others would be live lines of a terminal.
+        result = self.succeed("train", *TINY, "--run.folder", "piped",
+                              "--metrics.log_interval", "0")
+        self.assertNotRegex(result.err.encode() + result.out, rb"[\r\x1b]")
+
+    def test_terminal_has_a_live_line(self):
+        master, slave = pty.openpty()
+        process = subprocess.Popen([BINARY, "train", *TINY, "--run.folder", "terminal",
+                                    "--metrics.log_interval", "0"], cwd=self.folder,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=slave)
+        os.close(slave)
+        err = b""
+        try:
+            while chunk := os.read(master, 65536):
+                err += chunk
+        except OSError:  # EIO: the process has closed its end
+            pass
+        out, _ = process.communicate(timeout=TIMEOUT)
+        os.close(master)
+        self.assertEqual(process.returncode, OK, err)
+        self.assertRegex(err, rb"\r[^\r\n]+\x1b\[K")   # painted
+        self.assertRegex(err, rb"\r\x1b\[K")           # and taken away again
+        self.assertNotRegex(out, rb"[\r\x1b]")
+
+    def test_equal_seeds_write_equal_text(self):
+        first = self.generate("--seed", "5")
+        self.assertTrue(first.startswith(b"in the "))
+        self.assertGreater(len(first), len(b"in the \n"))
+        self.assertEqual(self.generate("--seed", "5"), first)
+        self.assertNotEqual(self.generate("--seed", "6"), first)
+
+    def test_temperature_0_needs_no_seed(self):
+        self.assertEqual(self.generate("--temperature", "0", "--seed", "5"),
+                         self.generate("--temperature", "0", "--seed", "6"))
+
+    def test_generate_refuses(self):
+        checkpoint = ["generate", "--checkpoint", "run", "--prompt"]
+        self.refuse([*checkpoint, ""], USAGE, "--prompt", "empty")
+        self.refuse([*checkpoint, "x", "--device", "gpu"], USAGE, "'gpu'", "auto, cpu or cuda")
+        self.refuse([*checkpoint, "x", "--num-threads", "100000"], USAGE, "100000", "4096")
+        for path in ["missing", "folder", "text.txt"]:
+            self.refuse(["generate", "--checkpoint", path, "--prompt", "x"], DATA, f"'{path}'")
+            self.assertEqual(self.amoeba("generate", "--checkpoint", path, "--prompt", "x").out,
+                             b"")
+
+    def test_eval_agrees_with_the_last_validation(self):
+        validation = metrics_of(self.run_folder, "validation")[-1]
+        for checkpoint in ["run", "run/checkpoints/step-00000006"]:
+            result = self.eval("--checkpoint", checkpoint)
+            self.assertAlmostEqual(result["bits_per_byte"], validation["bits_per_byte"], delta=1e-6)
+            self.assertAlmostEqual(result["loss"], validation["loss"], delta=1e-6)
+            self.assertEqual(result["windows"], validation["windows"])
+            self.assertEqual(result["step"], 6)
+
+    def test_eval_of_another_text(self):
+        size = (self.folder / "other.txt").stat().st_size
+        other = self.eval("--text", "other.txt")
+        self.assertEqual(other["windows"], size // 32)
+        self.assertNotEqual(other["loss"], self.eval()["loss"])
+        self.assertEqual(self.eval("--text", "other.txt", "--max-windows", "3")["windows"], 3)
+
+    def test_eval_refuses(self):
+        for arguments, code, *words in [
+                ("--text missing.txt", DATA, "'missing.txt'"),
+                ("--text empty.txt", DATA, "'empty.txt'", "empty"),
+                ("--text short.txt", DATA, "no full window", "32"),
+                ("--compute-backend fastest", USAGE, "'fastest'", *BACKENDS),
+                ("--compute-backend bmm", USAGE, "'bmm'", "batched_mm_capacity")]:
+            self.refuse(["eval", "--checkpoint", "run", *arguments.split()], code, *words)
+
+    def test_a_finished_run_is_not_overwritten(self):
+        before = snapshot(self.run_folder)
+        self.refuse(["train", *TINY, "--run.folder", "run"], USAGE, "'run'", "step 6",
+                    "--resume auto")
+        self.assertEqual(snapshot(self.run_folder), before)
+
+    def test_resume_of_a_folder_without_checkpoint(self):
+        for path in ["missing", "folder", "run"]:
+            self.refuse(["train", *TINY, "--run.folder", "resumed", "--resume", path], DATA,
+                        f"'{path}'", "checkpoint")
+
+    def test_resume_with_another_model(self):
+        shutil.copytree(self.run_folder, self.folder / "changed")
+        result = self.amoeba("train", *TINY, "--run.folder", "changed", "--resume", "auto",
+                             "--model.dim", "64")
+        self.check_refusal(result, DATA, "tensor", "32", "64", "configuration", only=False)
+        self.assertIn("model.dim was 32, is now 64", result.err)
+
+
+class Stopping(CliTest):
+    """Standard error is a pipe of one page that nobody empties: the run waits at a known place."""
+
+    PAGE = 4096
+    LONGEST_LINE = 400
+
+    def start(self, run):
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, self.PAGE)
+        process = subprocess.Popen([BINARY, "train", *LONG, "--run.folder", run], cwd=self.folder,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=writer)
+        os.close(writer)
+        err = os.fdopen(reader, "rb", buffering=0)
+        for cleanup in [err.close, process.wait, process.kill]:  # the last one goes first
+            self.addCleanup(cleanup)
+        return process, err
+
+    def wait_until(self, happened, process):
+        for _ in range(100 * TIMEOUT):
+            if happened():
+                return
+            self.assertIsNone(process.poll(), "the run ended early")
+            time.sleep(0.01)
+        self.fail("nothing happened")
+
+    def wait_until_handled(self, process):
+        def none_pending():
+            status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            return not any(int(mask, 16) for mask in re.findall(r"(?:Sig|Shd)Pnd:\s*(\w+)", status))
+        self.wait_until(none_pending, process)
+
+    def test_stopped_and_resumed_equals_the_whole_run(self):
+        self.succeed("train", *LONG, "--run.folder", "whole")
+        process, err = self.start("stopped")
+        # At most one page of lines ahead of what was read, the run is far from its end here.
+        while not (line := err.readline()).startswith(b"step: 3/60 "):
+            self.assertTrue(line)
+        process.send_signal(signal.SIGTERM)
+        rest = err.read()
+        self.assertEqual(process.wait(TIMEOUT), OK, rest)
+        self.assertNotIn(b"amoeba: ", rest)
+        run = self.folder / "stopped"
+        end = metrics_of(run, "end")[-1]
+        self.assertEqual(end["reason"], "stopped by a signal")
+        self.assertTrue(3 <= end["step"] < 60, end)
+        newest = max((run / "checkpoints").iterdir())
+        self.assertEqual(manifest_of(newest)["step"], end["step"])
+
+        resumed = self.succeed("train", *LONG, "--run.folder", "stopped", "--resume", "auto")
+        self.assertIn(f"resume: step {end['step']} from ", resumed.err)
+        last = "checkpoints/step-00000060"
+        whole = hashes(self.folder / "whole" / last)
+        self.assertGreater(len(whole), 30)
+        self.assertEqual(hashes(run / last), whole)
+
+        # Once more there is nothing to do.
+        self.succeed("train", *LONG, "--run.folder", "stopped", "--resume", "auto")
+        self.assertEqual(hashes(run / last), whole)
+
+    def test_second_signal_ends_at_once(self):
+        process, err = self.start("killed")
+        count = array.array("i", [0])
+        asleep = 0
+
+        def waits_for_the_pipe():
+            nonlocal asleep
+            fcntl.ioctl(err, termios.FIONREAD, count)
+            state = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1][0]
+            is_full = count[0] > self.PAGE - self.LONGEST_LINE
+            asleep = asleep + 1 if is_full and state == "S" else 0
+            return asleep == 5
+        self.wait_until(waits_for_the_pipe, process)
+        process.send_signal(signal.SIGTERM)
+        self.wait_until_handled(process)
+        self.assertIsNone(process.poll())
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(TIMEOUT), -signal.SIGTERM)
+        for folder in (self.folder / "killed").glob("checkpoints/step-*"):
+            self.assertTrue(folder.name.endswith(".partial") or (folder / "manifest.json").exists())
+        resumed = self.succeed("train", *LONG, "--run.folder", "killed", "--resume", "auto")
+        self.assertNotIn("warning", resumed.err)
+
+
+class Damage(CliTest):
+    def flip(self, checkpoint, group):
+        """Flips one bit in the middle of the last tensor of the group; returns its name."""
+        path = next(checkpoint.glob(f"{group}-*.safetensors"))
+        data = bytearray(path.read_bytes())
+        header_size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + header_size])
+        header.pop("__metadata__", None)
+        name, entry = max(header.items(), key=lambda item: item[1]["data_offsets"])
+        begin, end = entry["data_offsets"]
+        data[8 + header_size + (begin + end) // 2] ^= 1
+        path.write_bytes(data)
+        return name
+
+    def test_damaged_newest_checkpoint_is_passed_over(self):
+        self.succeed("train", *TINY, "--run.folder", "good", "--checkpoint.interval", "2")
+        for group in ["weights", "optimizer"]:
+            with self.subTest(group):
+                run = self.folder / group
+                shutil.copytree(self.folder / "good", run)
+                newest = run / "checkpoints/step-00000006"
+                name = self.flip(newest, group)
+                sampled = self.amoeba("generate", "--checkpoint", group, "--prompt", "x",
+                                      "--num-threads", "1", "--num-tokens", "1")
+                result = self.succeed("train", *TINY, "--run.folder", group, "--resume", "auto")
+                for text in [sampled.err, result.err]:
+                    warnings = [line for line in text.splitlines() if line.startswith("warning: ")]
+                    self.assertEqual(len(warnings), 1, text)
+                    self.assertIn(f"'{name}'", warnings[0])
+                    self.assertIn("step-00000006", warnings[0])
+                self.assertIn("resume: step 4 from ", result.err)
+                good = self.folder / "good/checkpoints/step-00000006"
+                self.assertEqual(hashes(newest), hashes(good))
+                self.assertFalse(list(run.glob("checkpoints/*.replaced")))
+                self.succeed("generate", "--checkpoint", newest, "--prompt", "x",
+                             "--num-threads", "1", "--num-tokens", "1")
+
+    def test_damage_asked_for_by_name_is_refused(self):
+        self.succeed("train", *TINY, "--run.folder", "named")
+        newest = self.folder / "named/checkpoints/step-00000006"
+        name = self.flip(newest, "weights")
+        self.refuse(["eval", "--checkpoint", newest], DATA, f"'{name}'", "damaged")
+        self.refuse(["train", *TINY, "--run.folder", "other", "--resume", newest], DATA,
+                    f"'{name}'", "damaged")
+        self.refuse(["eval", "--checkpoint", "named"], DATA, "'named'", only=False)
+
+
+class Numeric(CliTest):
+    def test_a_run_that_explodes_saves_what_was_before(self):
+        result = self.amoeba("train", *TINY, "--run.folder", "run", "--training.steps", "40",
+                             "--optimizer.lr", "1e30", "--training.max_norm", "0",
+                             "--training.max_rejected_steps", "3")
+        self.check_refusal(result, NUMERIC, "3 steps in a row", "run/checkpoints/step-",
+                           "optimizer.lr", only=False)
+        saved = max((self.folder / "run/checkpoints").iterdir())
+        self.assertIn(str(saved.relative_to(self.folder)), result.err)
+        rejected = [step["step"] for step in metrics_of(self.folder / "run", "step")
+                    if step["rejected"]]
+        self.assertEqual(rejected[-1], manifest_of(saved)["step"])
+        self.assertGreaterEqual(result.err.count(" rejected: loss "), 3)
+        # It loads: sampling reads every tensor and its hash.
+        self.succeed("generate", "--checkpoint", "run", "--prompt", "x", "--num-tokens", "1",
+                     "--num-threads", "1")
+
+
+if __name__ == "__main__":
+    BINARY = str(pathlib.Path(sys.argv.pop(1)).resolve())
+    unittest.main()
