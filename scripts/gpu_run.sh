@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program of this folder (default: amoeba) on the torch that is installed on this machine.
 #
-# Usage: run.sh train --config configs/demo.toml ...     run.sh ./test_nn ...
+# Usage: run.sh train --config demo ...     run.sh ./test_nn ...
 # TORCH_LIB names the lib folder of torch; unset, python3 (or PYTHON) is asked.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

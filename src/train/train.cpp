@@ -336,6 +336,7 @@ void Run::log_step(const StepResult& result, double lr) {
   if (stats.rows > 0) {
     record.padding_ratio = static_cast<double>(stats.padded_rows) / static_cast<double>(stats.rows);
   }
+  record.expert_calls = stats.calls;
   record.host_syncs = stats.host_syncs;
   record.saved_bytes = stats.saved_bytes;
   const at::Tensor counts = result.counts.to(at::kCPU).contiguous();

@@ -36,6 +36,7 @@ StepRecord full_step(int64_t step) {
   record.aux_loss = 0.0625;
   record.dropped_rows = 4;
   record.padding_ratio = 0.375;
+  record.expert_calls = 8;
   record.host_syncs = 5;
   record.saved_bytes = 6;
   record.experts = {{.layer = 1, .load = {3, 0, 1}}};
@@ -80,7 +81,7 @@ TEST(Metrics, StepLineIsTheDocumentedOne) {
             R"("tokens_per_second":18000.0,"step_seconds":0.5,"data_seconds":0.125,"tflops":0.75,)"
             R"("mfu":41.5,"memory_bytes":1,"memory_reserved_bytes":2,"memory_peak_bytes":3,)"
             R"("memory_percent":2.5,"tokens_seen":8192,"rejected":true,"aux_loss":0.0625,)"
-            R"("dropped_rows":4,"padding_ratio":0.375,"host_syncs":5,"saved_bytes":6,)"
+            R"("dropped_rows":4,"padding_ratio":0.375,"expert_calls":8,"host_syncs":5,"saved_bytes":6,)"
             R"("experts":[{"layer":1,"load":[3,0,1],"max_over_mean":2.25,"empty":1}]})"
             "\n");
 }

@@ -77,6 +77,7 @@ StepRecord step_record(const Value& value, const std::string& what) {
   record.aux_loss = number_or_missing(value, "aux_loss", what);
   record.dropped_rows = value.integer_at("dropped_rows", what);
   record.padding_ratio = number_or_missing(value, "padding_ratio", what);
+  record.expert_calls = value.integer_at("expert_calls", what);
   record.host_syncs = value.integer_at("host_syncs", what);
   record.saved_bytes = value.integer_at("saved_bytes", what);
   for (const Value& layer : value.array_at("experts", what)) {
@@ -223,6 +224,7 @@ Value to_value(const StepRecord& record) {
                          {"aux_loss", value_of(record.aux_loss)},
                          {"dropped_rows", value_of(record.dropped_rows)},
                          {"padding_ratio", value_of(record.padding_ratio)},
+                         {"expert_calls", value_of(record.expert_calls)},
                          {"host_syncs", value_of(record.host_syncs)},
                          {"saved_bytes", value_of(record.saved_bytes)},
                          {"experts", value_of(std::move(experts))}});

@@ -45,6 +45,7 @@ struct StepRecord {
   double aux_loss = kMissing;
   int64_t dropped_rows = 0;
   double padding_ratio = kMissing;
+  int64_t expert_calls = 0;  // of the expert backend since the last record, like the four around it
   int64_t host_syncs = 0;
   int64_t saved_bytes = 0;
   std::vector<ExpertLoad> experts;  // one a MoE layer
