@@ -17,7 +17,7 @@ namespace amoeba::formats {
 
 struct TensorEntry {
   std::string name;
-  std::string dtype;           // "F32", "BF16", "F16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", ...
+  std::string dtype;  // "F32", "BF16", "F16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL", ...
   std::vector<int64_t> shape;
   std::span<const std::byte> data;  // exactly product(shape) * size(dtype) bytes
 };
@@ -38,8 +38,8 @@ struct SafetensorsFile {
   std::vector<std::pair<std::string, std::string>> metadata;
 };
 
-// Throws Error(kData) naming the file and the broken rule: header over 100 MB or past the end, not an
-// object, duplicate or missing key, unknown dtype, negative or overflowing shape, offsets that
+// Throws Error(kData) naming the file and the broken rule: header over 100 MB or past the end, not
+// an object, duplicate or missing key, unknown dtype, negative or overflowing shape, offsets that
 // overlap, leave holes or trailing bytes, length that disagrees with shape and dtype.
 SafetensorsFile read_safetensors(FileSystem& files, const std::string& path);
 

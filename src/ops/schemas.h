@@ -24,7 +24,8 @@ inline constexpr const char* kExpertsBackward =
 
 // Adds the weight gradients to the given buffers (fp32 or the weights' dtype).
 inline constexpr const char* kExpertsBackwardAccumulate =
-    "experts_backward.accumulate(Tensor dy, Tensor saved, Tensor x, Tensor? scores, Tensor offsets, "
+    "experts_backward.accumulate(Tensor dy, Tensor saved, Tensor x, Tensor? scores, Tensor "
+    "offsets, "
     "Tensor? row_slot, Tensor? slot_row, Tensor[] gate_up, Tensor[] gate_up_bias, Tensor down, "
     "Tensor? down_bias, *, str layout, bool transposed, str activation, float alpha, float limit, "
     "bool score_before, str save, Tensor(a!)[] dgate_up, Tensor(b!)[] dgate_up_bias, "

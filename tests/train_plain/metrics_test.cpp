@@ -76,14 +76,15 @@ std::vector<int64_t> steps_of(const auto& records) {
 using Steps = std::vector<int64_t>;
 
 TEST(Metrics, StepLineIsTheDocumentedOne) {
-  EXPECT_EQ(step_line(2),
-            R"({"kind":"step","step":2,"loss":1.5,"grad_norm":0.25,"lr":0.003,)"
-            R"("tokens_per_second":18000.0,"step_seconds":0.5,"data_seconds":0.125,"tflops":0.75,)"
-            R"("mfu":41.5,"memory_bytes":1,"memory_reserved_bytes":2,"memory_peak_bytes":3,)"
-            R"("memory_percent":2.5,"tokens_seen":8192,"rejected":true,"aux_loss":0.0625,)"
-            R"("dropped_rows":4,"padding_ratio":0.375,"expert_calls":8,"host_syncs":5,"saved_bytes":6,)"
-            R"("experts":[{"layer":1,"load":[3,0,1],"max_over_mean":2.25,"empty":1}]})"
-            "\n");
+  EXPECT_EQ(
+      step_line(2),
+      R"({"kind":"step","step":2,"loss":1.5,"grad_norm":0.25,"lr":0.003,)"
+      R"("tokens_per_second":18000.0,"step_seconds":0.5,"data_seconds":0.125,"tflops":0.75,)"
+      R"("mfu":41.5,"memory_bytes":1,"memory_reserved_bytes":2,"memory_peak_bytes":3,)"
+      R"("memory_percent":2.5,"tokens_seen":8192,"rejected":true,"aux_loss":0.0625,)"
+      R"("dropped_rows":4,"padding_ratio":0.375,"expert_calls":8,"host_syncs":5,"saved_bytes":6,)"
+      R"("experts":[{"layer":1,"load":[3,0,1],"max_over_mean":2.25,"empty":1}]})"
+      "\n");
 }
 
 TEST(Metrics, NumbersThatAreNotFiniteAreNullAndComeBackMissing) {

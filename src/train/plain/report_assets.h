@@ -1,5 +1,5 @@
-// The style sheet and the hover script of the report. Both are plain text inside the page: it needs no
-// network and, but for the hover, no scripts.
+// The style sheet and the hover script of the report. Both are plain text inside the page: it needs
+// no network and, but for the hover, no scripts.
 #pragma once
 
 #include <string_view>

@@ -1,5 +1,5 @@
-// Every setting of a run: plain structs, one a section of the configuration file, with the defaults.
-// Documentation, ranges and retired spellings of the keys: run_config.cpp.
+// Every setting of a run: plain structs, one a section of the configuration file, with the
+// defaults. Documentation, ranges and retired spellings of the keys: run_config.cpp.
 #pragma once
 
 #include <cstdint>
@@ -46,15 +46,15 @@ struct MoeSection {
 struct TrainingSection {
   int64_t steps = 500;
   int64_t seq_len = 256;
-  int64_t local_batch_size = 16;   // sequences of one micro-batch
-  int64_t global_batch_size = 0;   // sequences of one step; 0: local_batch_size
-  double max_norm = 1.0;           // global gradient norm clip; 0: off
-  std::string dtype = "float32";   // of the computation; masters are float32
-  std::string device = "auto";     // auto | cpu | cuda
-  int64_t num_threads = 0;         // 0: all cores
+  int64_t local_batch_size = 16;  // sequences of one micro-batch
+  int64_t global_batch_size = 0;  // sequences of one step; 0: local_batch_size
+  double max_norm = 1.0;          // global gradient norm clip; 0: off
+  std::string dtype = "float32";  // of the computation; masters are float32
+  std::string device = "auto";    // auto | cpu | cuda
+  int64_t num_threads = 0;        // 0: all cores
   int64_t seed = 1;
-  int64_t loss_chunk_mib = 64;     // bound on the logits that exist at once
-  int64_t max_rejected_steps = 10; // consecutive non-finite steps before the run stops
+  int64_t loss_chunk_mib = 64;      // bound on the logits that exist at once
+  int64_t max_rejected_steps = 10;  // consecutive non-finite steps before the run stops
 };
 
 struct OptimizerSection {
@@ -81,15 +81,15 @@ struct DataSection {
 };
 
 struct ValidationSection {
-  int64_t interval = 100;  // steps; 0: only at the end
+  int64_t interval = 100;   // steps; 0: only at the end
   int64_t max_windows = 0;  // 0: all
 };
 
 struct CheckpointSection {
   bool enable = true;
-  int64_t interval = 500;      // steps; 0: only at the end
-  std::string resume = "none"; // none | auto | a checkpoint folder
-  int64_t keep_latest_k = 0;   // 0: keep all; 1 is refused
+  int64_t interval = 500;       // steps; 0: only at the end
+  std::string resume = "none";  // none | auto | a checkpoint folder
+  int64_t keep_latest_k = 0;    // 0: keep all; 1 is refused
 };
 
 struct MetricsSection {
