@@ -140,7 +140,6 @@ void Run::start() {
                  existing.empty() ? 0 : existing[0].step,
                  "); continue it with --resume auto, or give another --run.folder");
   }
-  context_.files.create_directories(folder);
   if (resume == "auto") {
     LatestCheckpoint latest = load_latest_checkpoint(context_.files, folder);
     for (const std::string& reason : latest.skipped) {
@@ -149,6 +148,9 @@ void Run::start() {
     if (latest.checkpoint) {
       restore(*latest.checkpoint);
     } else {
+      // Starting anew among damaged checkpoints would bury what can still be saved of them.
+      AMOEBA_CHECK_KIND(kData, latest.skipped.empty(), "resume: no checkpoint in '", folder,
+                        "' verifies; repair one, or give another --run.folder");
       context_.log(LogLevel::kInfo, cat("resume: no checkpoint in ", folder, ", starting anew"));
     }
   } else if (resume != "none") {
@@ -164,6 +166,7 @@ void Run::start() {
                  "; want another --run.folder, or the newer checkpoints removed");
     restore(checkpoint);
   }
+  context_.files.create_directories(folder);
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));
   metrics_ = std::make_unique<MetricsWriter>(context_.files, folder + "/metrics.jsonl");
 

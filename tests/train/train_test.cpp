@@ -243,6 +243,20 @@ TEST(Train, ResumingAnotherModelIsRefusedByName) {
   EXPECT_NE(message.find("layers.0.moe.experts.w1"), std::string::npos) << message;
 }
 
+TEST(Train, OnlyDamagedCheckpointsAreNotBuriedUnderANewRun) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  const std::string manifest = lab.run(config).checkpoint + "/manifest.json";
+  lab.files.corrupt(manifest, lab.files.read(manifest).substr(0, 100));
+  const std::string metrics = lab.files.read("/run/metrics.jsonl");
+  config.checkpoint.resume = "auto";
+  const std::string message = error_message(ErrorKind::kData, [&] { lab.run(config); });
+  EXPECT_NE(message.find("no checkpoint in '/run' verifies"), std::string::npos) << message;
+  EXPECT_NE(lab.log.find("passed over"), std::string::npos) << lab.log;
+  EXPECT_EQ(lab.files.read("/run/metrics.jsonl"), metrics);
+}
+
 TEST(Train, ResumingOnAnotherTextIsRefused) {
   Lab lab;
   RunConfig config = small_config();

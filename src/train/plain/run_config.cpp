@@ -213,11 +213,12 @@ void add_optimizer_keys(Schema& schema, OptimizerSection& optimizer) {
 }
 
 void add_lr_scheduler_keys(Schema& schema, LrSchedulerSection& scheduler) {
-  schema.add({.path = "lr_scheduler.warmup_steps",
-              .field = &scheduler.warmup_steps,
-              .doc = "Steps of linear warm-up, at most training.steps; 0: none.",
-              .minimum = 0,
-              .maximum = kMaxSteps});
+  schema.add(
+      {.path = "lr_scheduler.warmup_steps",
+       .field = &scheduler.warmup_steps,
+       .doc = "Steps of linear warm-up; more than training.steps count as training.steps; 0: none.",
+       .minimum = 0,
+       .maximum = kMaxSteps});
   schema.add({.path = "lr_scheduler.decay_ratio",
               .field = &scheduler.decay_ratio,
               .doc = "Share of training.steps, at the end, that decays; 0: none.",
