@@ -23,12 +23,7 @@ class Linear : public torch::autograd::Function<Linear> {
                                                  torch::autograd::variable_list grad_outputs) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1], &dy = grad_outputs[0];
-    at::Tensor grad = context->saved_data["grad"].toTensor();
-    if (dy.scalar_type() == grad.scalar_type()) {
-      grad.addmm_(dy.t(), x);
-    } else {
-      grad.add_(at::mm(dy.t(), x));
-    }
+    add_weight_gradient(context->saved_data["grad"].toTensor(), dy, x);
     at::Tensor dx;
     if (context->saved_data["x_needs_grad"].toBool()) dx = at::mm(dy, weight);
     return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
@@ -36,6 +31,14 @@ class Linear : public torch::autograd::Function<Linear> {
 };
 
 }  // namespace
+
+void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x) {
+  if (dy.scalar_type() == grad.scalar_type()) {
+    grad.addmm_(dy.t(), x);
+  } else {
+    grad.add_(at::mm(dy.t(), x));
+  }
+}
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight) {
   if (!at::GradMode::is_enabled() || !weight.grad.defined()) return at::mm(x, weight.compute.t());

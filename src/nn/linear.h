@@ -12,4 +12,8 @@ namespace amoeba::nn {
 // fp32.
 at::Tensor linear(const at::Tensor& x, const Parameter& weight);
 
+// grad [O, I] fp32 += dy^T x for dy [T, O] and x [T, I] of one dtype; the product is made in that
+// dtype.
+void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x);
+
 }  // namespace amoeba::nn

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "amoeba/error.h"
+#include "nn/linear.h"
 
 namespace amoeba::nn {
 
@@ -46,11 +47,7 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
     logits.scatter_add_(1, safe_target, row_scale.neg());
     const at::Tensor dlogits = logits.to(weight.scalar_type());
     out.dhidden.narrow(0, begin, size).copy_(at::mm(dlogits, weight));
-    if (weight.scalar_type() == at::kFloat) {
-      at::Tensor(lm_head.grad).addmm_(dlogits.t(), rows);
-    } else {
-      at::Tensor(lm_head.grad).add_(at::mm(dlogits.t(), rows));
-    }
+    add_weight_gradient(lm_head.grad, dlogits, rows);
   }
   return out;
 }

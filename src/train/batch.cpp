@@ -2,9 +2,13 @@
 
 #include <ATen/ops/from_blob.h>
 
+#include "nn/loss.h"
+
 namespace amoeba::train {
 
 namespace {
+
+static_assert(kIgnoredTarget == nn::kIgnoreIndex, "the loader and the loss agree on it");
 
 at::Tensor to_tensor(const std::vector<int32_t>& values, at::Device device) {
   const at::Tensor view =
