@@ -44,7 +44,7 @@ class Embedding : public torch::autograd::Function<Embedding> {
 }  // namespace
 
 at::Tensor embedding(const at::Tensor& tokens, const Parameter& weight) {
-  if (!at::GradMode::is_enabled() || !weight.grad.defined()) {
+  if (!weight.wants_gradient()) {
     return weight.compute.index_select(0, tokens);
   }
   return Embedding::apply(tokens, weight.master, weight.compute, weight.grad);

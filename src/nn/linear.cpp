@@ -41,7 +41,7 @@ void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor
 }
 
 at::Tensor linear(const at::Tensor& x, const Parameter& weight) {
-  if (!at::GradMode::is_enabled() || !weight.grad.defined()) return at::mm(x, weight.compute.t());
+  if (!weight.wants_gradient()) return at::mm(x, weight.compute.t());
   return Linear::apply(x, weight.master, weight.compute, weight.grad);
 }
 

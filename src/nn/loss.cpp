@@ -19,7 +19,7 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
   AMOEBA_CHECK(hidden.dim() == 2 && targets.dim() == 1 && hidden.size(0) == targets.size(0),
                "cross_entropy: got hidden ", hidden.sizes(), " and targets ", targets.sizes(),
                ", want [T, D] and [T]");
-  const bool with_grad = at::GradMode::is_enabled() && lm_head.grad.defined();
+  const bool with_grad = lm_head.wants_gradient();
   const at::NoGradGuard no_grad;
   const at::Tensor x = hidden.detach();
   const at::Tensor& weight = lm_head.compute;

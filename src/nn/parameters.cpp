@@ -75,8 +75,10 @@ int64_t Parameter::numel() const {
   return count;
 }
 
+bool Parameter::wants_gradient() const { return at::GradMode::is_enabled() && grad.defined(); }
+
 at::Tensor Parameter::use() const {
-  if (!at::GradMode::is_enabled() || !grad.defined()) return compute;
+  if (!wants_gradient()) return compute;
   return UseParameter::apply(master, compute, grad);
 }
 
@@ -101,7 +103,6 @@ Parameter* ParameterStore::declare(std::string name, std::vector<int64_t> shape,
 
 void ParameterStore::allocate(at::Device device, at::ScalarType compute_dtype, uint64_t seed) {
   AMOEBA_ASSERT(groups_.empty());
-  compute_dtype_ = compute_dtype;
   groups_.resize(2);
   groups_[0].decay = true;
   groups_[1].decay = false;

@@ -45,6 +45,8 @@ struct Parameter {
   at::Tensor grad;         // fp32 view of the flat gradient
 
   int64_t numel() const;
+  // Whether a gradient is to be kept: grad mode is on and there is training state.
+  bool wants_gradient() const;
   // `compute` as an autograd input: the gradient that reaches it is added to `grad` and stops
   // there.
   at::Tensor use() const;
@@ -97,7 +99,6 @@ class ParameterStore {
   std::vector<Joined> joined_;
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::vector<ParameterGroup> groups_;
-  at::ScalarType compute_dtype_ = at::kFloat;
 };
 
 }  // namespace amoeba::nn

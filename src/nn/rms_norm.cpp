@@ -131,7 +131,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps) {
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
-  if (!at::GradMode::is_enabled() || !weight.grad.defined()) {
+  if (!weight.wants_gradient()) {
     return forward_rows(rows, weight.compute, eps).y.view(x.sizes());
   }
   return RmsNorm::apply(rows, weight.master, weight.compute, weight.grad, eps).view(x.sizes());
