@@ -7,6 +7,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/error_word.h"
 #include "base/executor.h"
@@ -96,9 +99,68 @@ struct ExpertsGradients {
   bool accumulate = false;
 };
 
+// Bytes that depend on shapes and options only, never on the routing. `saved` passes from forward
+// to backward unchanged; its content belongs to the implementation.
 struct WorkspaceSizes {
-  int64_t saved_bytes = 0;    // kept from forward to backward
-  int64_t scratch_bytes = 0;  // needed during the call only
+  int64_t saved_bytes = 0;
+  int64_t forward_scratch_bytes = 0;
+  int64_t backward_scratch_bytes = 0;
 };
+
+// One way to compute the experts on one device. Best first in its table, the plain reference last.
+struct Variant {
+  std::string_view name;  // "avx512_bf16", "sm90", "reference"
+  std::string_view summary;
+  // "" when this machine and the variant can run the problem, otherwise one sentence with the
+  // reason.
+  std::string (*supports)(const ExpertsArguments& arguments, const ExpertsOptions& options);
+};
+
+// Shared by cpu:: and cuda:: below.
+//   y [T, D] or [R, D] and dy alike, in the dtype of x. `saved` and `scratch` hold at least what
+//   workspace() says for the same arguments, options and variant, aligned to 256 bytes; backward
+//   gets the `saved` that forward wrote. Every element of every output is written (or added to,
+//   with `accumulate`), except padding between strided rows. Error(kUsage): shapes, dtypes or
+//   options that do not fit together, or a variant that refuses the problem, with its reason.
+namespace cpu {
+
+const std::vector<Variant>& variants();
+// The first that supports the problem, or the one of that name. Error(kUsage) as above.
+const Variant& choose_variant(const ExpertsArguments& arguments, const ExpertsOptions& options,
+                              std::string_view name = "auto");
+WorkspaceSizes workspace(const Variant& variant, const ExpertsArguments& arguments,
+                         const ExpertsOptions& options);
+void route(const RouteArguments& arguments, const Executor& executor);
+void experts_forward(const Variant& variant, const ExpertsArguments& arguments,
+                     const ExpertsOptions& options, const View& y, void* saved, void* scratch,
+                     const Executor& executor);
+void experts_backward(const Variant& variant, const ExpertsArguments& arguments,
+                      const ExpertsOptions& options, const View& dy, const void* saved,
+                      const ExpertsGradients& gradients, void* scratch, const Executor& executor);
+
+}  // namespace cpu
+
+// All pointers are device memory, work is queued on `stream` (a cudaStream_t) of the current
+// device and no call waits for it or allocates: capturable in a CUDA graph. A build without CUDA
+// links functions that throw. route() needs `scratch` of route_scratch_bytes().
+namespace cuda {
+
+using Stream = void*;
+
+const std::vector<Variant>& variants();
+const Variant& choose_variant(const ExpertsArguments& arguments, const ExpertsOptions& options,
+                              std::string_view name = "auto");
+WorkspaceSizes workspace(const Variant& variant, const ExpertsArguments& arguments,
+                         const ExpertsOptions& options);
+int64_t route_scratch_bytes(int64_t num_slots, int64_t num_experts);
+void route(const RouteArguments& arguments, void* scratch, Stream stream);
+void experts_forward(const Variant& variant, const ExpertsArguments& arguments,
+                     const ExpertsOptions& options, const View& y, void* saved, void* scratch,
+                     Stream stream);
+void experts_backward(const Variant& variant, const ExpertsArguments& arguments,
+                      const ExpertsOptions& options, const View& dy, const void* saved,
+                      const ExpertsGradients& gradients, void* scratch, Stream stream);
+
+}  // namespace cuda
 
 }  // namespace amoeba::kernels
