@@ -1,10 +1,11 @@
-// Seconds since the object was made, from the monotonic clock.
+// Time, for durations and for records.
 #pragma once
 
 #include <chrono>
 
 namespace amoeba {
 
+// Seconds since the object was made, from the monotonic clock.
 class Clock {
  public:
   double seconds() const {
@@ -14,5 +15,10 @@ class Clock {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+// Seconds since 1970, as the system's clock has it.
+inline double unix_seconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace amoeba

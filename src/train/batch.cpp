@@ -10,22 +10,27 @@ namespace {
 
 static_assert(kIgnoredTarget == nn::kIgnoreIndex, "the loader and the loss agree on it");
 
-at::Tensor to_tensor(const std::vector<int32_t>& values, at::Device device) {
+// Always a copy: the types differ.
+template <typename T>
+at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
   const at::Tensor view =
-      at::from_blob(const_cast<int32_t*>(values.data()), {static_cast<int64_t>(values.size())},
-                    at::TensorOptions(at::kInt));
-  return view.to(at::kLong).to(device);  // always a copy: the types differ
+      at::from_blob(const_cast<T*>(values.data()), {static_cast<int64_t>(values.size())},
+                    at::TensorOptions(c10::CppTypeToScalarType<T>::value));
+  return view.to(dtype).to(device);
 }
 
 }  // namespace
 
 DeviceBatch to_device(const MicroBatch& batch, at::Device device) {
   DeviceBatch out;
-  out.input.tokens = to_tensor(batch.tokens, device);
-  out.targets = to_tensor(batch.targets, device);
+  out.input.tokens = to_tensor(batch.tokens, at::kLong, device);
+  out.targets = to_tensor(batch.targets, at::kLong, device);
+  if (!batch.token_mask.empty()) {
+    out.input.token_mask = to_tensor(batch.token_mask, at::kBool, device);
+  }
   out.input.layout.batch_size = batch.batch_size;
   out.input.layout.seq_len = batch.seq_len;
-  out.input.layout.positions = to_tensor(batch.positions, device);
+  out.input.layout.positions = to_tensor(batch.positions, at::kLong, device);
   if (static_cast<int64_t>(batch.segments.size()) > batch.batch_size) {
     for (const Segment& segment : batch.segments) {
       out.input.layout.segments.push_back({segment.row, segment.begin, segment.length});

@@ -1,63 +1,33 @@
 #include "amoeba/train.h"
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/full_like.h>
-#include <ATen/ops/isfinite.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/where.h>
-#include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/autograd.h>
+#include <ATen/record_function.h>
 #include <torch/headeronly/version.h>
 
-#include <cmath>
-#include <limits>
+#include <algorithm>
 #include <memory>
 #include <optional>
 
 #include "amoeba/error.h"
-#include "amoeba/model.h"
 #include "amoeba/version.h"
 #include "base/clock.h"
 #include "base/error_word.h"
 #include "base/text.h"
-#include "nn/loss.h"
-#include "train/batch.h"
 #include "train/device.h"
 #include "train/evaluate.h"
 #include "train/generate.h"
-#include "train/model_config.h"
-#include "train/optimizer.h"
-#include "train/plain/checkpoint.h"
-#include "train/plain/data_loader.h"
 #include "train/plain/metrics.h"
 #include "train/plain/report.h"
 #include "train/plain/schedule.h"
-#include "train/state.h"
+#include "train/plain/tensorboard.h"
+#include "train/profiler.h"
+#include "train/resume.h"
+#include "train/setup.h"
+#include "train/step_record.h"
+#include "train/train_step.h"
 
 namespace amoeba::train {
 
 namespace {
-
-using formats::Object;
-using formats::Value;
-
-// What one optimizer step did; the tensors' values are on the host already.
-struct StepResult {
-  double loss = 0;
-  double grad_norm = 0;
-  double aux_loss = 0;
-  bool rejected = false;
-  int32_t errors = 0;  // bits of the error word
-  at::Tensor counts;   // [L, E] int64
-};
-
-// Totals since the last logged step.
-struct Interval {
-  int64_t tokens = 0;
-  int64_t steps = 0;
-  double seconds = 0;
-  double data_seconds = 0;
-};
 
 class Run {
  public:
@@ -66,10 +36,12 @@ class Run {
 
  private:
   void start();
-  void restore(const Checkpoint& checkpoint);
-  Value source_tokens() const;
-  void warn_of_changed_keys(const Checkpoint& checkpoint);
-  StepResult step(const StepBatch& batch, double lr);
+  StartRecord start_record() const;
+  void announce(const StartRecord& record);
+  template <typename Record>
+  void write(const Record& record);
+  StepResult step(double lr);
+  void finish_trace(StepTrace& trace);
   void log_step(const StepResult& result, double lr);
   bool count_rejection(const StepResult& result);
   [[noreturn]] void give_up();
@@ -82,14 +54,10 @@ class Run {
   const formats::Schema& schema_;
   RunContext& context_;
   Clock clock_;
-  at::Device device_;
-  std::unique_ptr<formats::Tokenizer> tokenizer_;
-  TrainingData data_;
-  DataLoader loader_;
-  nn::Model model_;
-  AdamW optimizer_;
+  Setup setup_;
   nn::ModelSize size_;
   std::unique_ptr<MetricsWriter> metrics_;
+  std::unique_ptr<formats::EventWriter> events_;  // null: off
 
   int64_t step_ = 0;  // optimizer steps done, rejected ones included
   int64_t tokens_seen_ = 0;
@@ -103,23 +71,12 @@ class Run {
   Evaluation evaluation_{kMissing, kMissing, 0, false};
 };
 
-at::Device prepare_device(const RunConfig& config) {
-  set_num_threads(config.training.num_threads);
-  return resolve_device(config.training.device);
-}
-
 Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& context)
     : config_(config),
       schema_(schema),
       context_(context),
-      device_(prepare_device(config)),
-      tokenizer_(formats::make_tokenizer(config.data.tokenizer)),
-      data_(open_training_data(context.files, config, *tokenizer_)),
-      loader_(data_, config),
-      model_(make_model_config(config, tokenizer_->vocab_size()), device_,
-             resolve_dtype(config.training.dtype), static_cast<uint64_t>(config.training.seed)),
-      optimizer_((model_.store().allocate_training_state(), model_.store()), config.optimizer),
-      size_(model_.size(config.training.seq_len)) {}
+      setup_(context.files, config),
+      size_(setup_.model.size(config.training.seq_len)) {}
 
 std::string backend_reason(const nn::ExpertChoice& choice, const std::string& asked) {
   if (asked != "auto") return "asked for by moe.compute_backend";
@@ -132,45 +89,26 @@ std::string backend_reason(const nn::ExpertChoice& choice, const std::string& as
 
 void Run::start() {
   const std::string& folder = config_.run.folder;
-  const std::string& resume = config_.checkpoint.resume;
-  if (resume == "none") {
-    const auto existing = find_checkpoints(context_.files, folder);
-    AMOEBA_CHECK(existing.empty(), "train: run.folder '", folder,
-                 "' already holds checkpoints (newest step ",
-                 existing.empty() ? 0 : existing[0].step,
-                 "); continue it with --resume auto, or give another --run.folder");
-  }
-  if (resume == "auto") {
-    LatestCheckpoint latest = load_latest_checkpoint(context_.files, folder);
-    for (const std::string& reason : latest.skipped) {
-      context_.log(LogLevel::kWarning, cat("resume: passed over ", reason));
-    }
-    if (latest.checkpoint) {
-      restore(*latest.checkpoint);
-    } else {
-      // Starting anew among damaged checkpoints would bury what can still be saved of them.
-      AMOEBA_CHECK_KIND(kData, latest.skipped.empty(), "resume: no checkpoint in '", folder,
-                        "' verifies; repair one, or give another --run.folder");
-      context_.log(LogLevel::kInfo, cat("resume: no checkpoint in ", folder, ", starting anew"));
-    }
-  } else if (resume != "none") {
-    AMOEBA_CHECK_KIND(
-        kData, context_.files.exists(resume + "/manifest.json"), "resume: '", resume,
-        "' is not a checkpoint's folder; want one (RUN/checkpoints/step-...) or auto");
-    const Checkpoint checkpoint = load_checkpoint(context_.files, resume);
-    // "auto" would take the newer one next time, and pruning would remove what this run saves.
-    const auto existing = find_checkpoints(context_.files, folder);
-    AMOEBA_CHECK(existing.empty() || existing[0].step <= checkpoint.step, "train: run.folder '",
-                 folder, "' holds a checkpoint of step ", existing[0].step,
-                 ", newer than the one to resume from, step ", checkpoint.step,
-                 "; want another --run.folder, or the newer checkpoints removed");
-    restore(checkpoint);
+  if (const auto checkpoint = find_resume_point(context_.files, config_, context_.log)) {
+    tokens_seen_ = restore(*checkpoint, setup_, schema_, context_.log);
+    step_ = checkpoint->step;
+    saved_step_ = step_;
+    checkpoint_ = checkpoint->folder;
   }
   context_.files.create_directories(folder);
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));
   metrics_ = std::make_unique<MetricsWriter>(context_.files, folder + "/metrics.jsonl");
+  if (config_.metrics.tensorboard) {
+    events_ = std::make_unique<formats::EventWriter>(context_.files, folder + "/tensorboard",
+                                                     unix_seconds(), step_);
+  }
+  const StartRecord record = start_record();
+  metrics_->write(record);
+  announce(record);
+}
 
-  const nn::ExpertChoice& choice = model_.expert_choice();
+StartRecord Run::start_record() const {
+  const nn::ExpertChoice& choice = setup_.model.expert_choice();
   StartRecord record;
   record.step = step_;
   record.version = kVersion;
@@ -178,86 +116,38 @@ void Run::start() {
   record.config = schema_.to_value();
   record.backend = std::string(choice.backend->name);
   record.backend_reason = backend_reason(choice, config_.moe.compute_backend);
-  record.device = device_name(device_);
+  record.device = device_name(setup_.device);
   record.machine = {{"threads", {static_cast<int64_t>(num_threads())}},
                     {"torch", {std::string(TORCH_VERSION)}},
                     {"dtype", {config_.training.dtype}}};
   record.params_total = size_.total;
   record.params_active = size_.active;
   record.flops_per_token = static_cast<int64_t>(size_.flops_per_token);
-  metrics_->write(record);
+  return record;
+}
 
+void Run::announce(const StartRecord& record) {
   const auto info = [&](const std::string& text) { context_.log(LogLevel::kInfo, text); };
   info(cat("device: ", record.device, ", ", config_.training.dtype));
   info(cat("model: ", format_count(size_.total), " parameters, ", format_count(size_.active),
            " active, ", config_.model.num_layers, " layers, ", config_.moe.num_experts,
-           " experts, top ", config_.moe.top_k, ", vocabulary ", model_.config().vocab_size));
+           " experts, top ", config_.moe.top_k, ", vocabulary ", setup_.model.config().vocab_size));
   info(cat("experts: ", record.backend, " (", record.backend_reason, ")"));
-  info(cat("data: ", format_count(loader_.num_training_tokens()), " tokens to train on, ",
-           format_count(data_.validation.num_windows()), " windows held out"));
+  info(cat("data: ", format_count(setup_.loader.num_training_tokens()), " tokens to train on, ",
+           format_count(setup_.data.validation.num_windows()), " windows held out"));
 }
 
-void Run::warn_of_changed_keys(const Checkpoint& checkpoint) {
-  const Value now = schema_.to_value();
-  for (const char* section : {"model", "moe", "training", "optimizer", "lr_scheduler", "data"}) {
-    const Value *before_section = checkpoint.config.find(section), *now_section = now.find(section);
-    if (before_section == nullptr || now_section == nullptr) continue;
-    for (const auto& [key, value] : *now_section->get_if<Object>()) {
-      const Value* before = before_section->find(key);
-      if (before == nullptr) continue;
-      const std::string was = formats::write_json(*before), is = formats::write_json(value);
-      if (was == is) continue;
-      context_.log(LogLevel::kWarning,
-                   cat("resume: ", section, ".", key, " was ", was, ", is now ", is));
-    }
-  }
-}
-
-// Tokens of each file: a text that changed would be read at the wrong places.
-Value Run::source_tokens() const {
-  Value tokens;
-  formats::Array& counts = tokens.data.emplace<formats::Array>();
-  // Not push_back of a Value: GCC 12 sees an uninitialised variant in its move.
-  for (const auto& source : data_.sources) counts.emplace_back().data = source->num_tokens();
-  return tokens;
-}
-
-void Run::restore(const Checkpoint& checkpoint) {
-  warn_of_changed_keys(checkpoint);
-  load_entries(checkpoint.weights, weight_tensors(model_), checkpoint.folder);
-  load_entries(checkpoint.optimizer, optimizer_tensors(model_), checkpoint.folder);
-  const std::string what = checkpoint.folder + "/manifest.json: state";
-  optimizer_.num_steps().fill_(
-      static_cast<double>(checkpoint.state.integer_at("optimizer_steps", what)));
-  tokens_seen_ = checkpoint.state.integer_at("tokens_seen", what);
-  const std::string then = formats::write_json(checkpoint.state.at("source_tokens", what));
-  const std::string now = formats::write_json(source_tokens());
-  AMOEBA_CHECK_KIND(kData, then == now, "resume: the files of data.path hold ", now,
-                    " tokens, but ", checkpoint.folder, " was trained on ", then,
-                    "; give the same text, or start anew in another --run.folder");
-  loader_.seek(DataCursor::from_value(checkpoint.state.at("data", what), what));
-  model_.store().refresh_compute();
-  step_ = checkpoint.step;
-  saved_step_ = step_;
-  checkpoint_ = checkpoint.folder;
-  context_.log(LogLevel::kInfo, cat("resume: step ", step_, " from ", checkpoint.folder));
+// A record of a step to everything that keeps one.
+template <typename Record>
+void Run::write(const Record& record) {
+  metrics_->write(record);
+  if (events_) events_->write(record.step, unix_seconds(), to_scalars(record));
 }
 
 void Run::save() {
   if (!config_.checkpoint.enable || saved_step_ == step_) return;
   context_.progress.live("saving checkpoint", clock_.seconds());
-  CheckpointContent content;
-  content.step = step_;
-  std::vector<at::Tensor> storage;
-  content.weights = to_entries(weight_tensors(model_), storage);
-  content.optimizer = to_entries(optimizer_tensors(model_), storage);
-  content.state.data =
-      Object{{"optimizer_steps", {static_cast<int64_t>(optimizer_.num_steps().item<double>())}},
-             {"tokens_seen", {tokens_seen_}},
-             {"source_tokens", source_tokens()},
-             {"data", loader_.cursor().to_value()}};
-  content.config = schema_.to_value();
-  checkpoint_ = save_checkpoint(context_.files, config_.run.folder, content);
+  checkpoint_ = save_state(context_.files, setup_, schema_, step_, tokens_seen_);
   saved_step_ = step_;
   try {
     prune_checkpoints(context_.files, config_.run.folder, config_.checkpoint.keep_latest_k);
@@ -267,94 +157,57 @@ void Run::save() {
   }
 }
 
-StepResult Run::step(const StepBatch& batch, double lr) {
-  nn::ParameterStore& store = model_.store();
-  store.zero_grad();
-  model_.error_word().zero_();
-  const auto valid_tokens = static_cast<double>(std::max<int64_t>(1, batch.valid_tokens));
-  const nn::LossOptions loss_options{1.0 / valid_tokens, config_.training.loss_chunk_mib << 20};
-  at::Tensor loss_sum, aux_sum, counts;
-  for (const MicroBatch& micro_batch : batch.micro_batches) {
-    const DeviceBatch on_device = to_device(micro_batch, device_);
-    const nn::ModelOutput out = model_.forward(on_device.input);
-    const nn::LossOutput loss =
-        nn::lm_head_cross_entropy(out.hidden, model_.lm_head(), on_device.targets, loss_options);
-    // Each micro-batch's auxiliary loss counts by its share of the step's tokens.
-    const double share = static_cast<double>(micro_batch.valid_tokens) / valid_tokens;
-    if (config_.moe.aux_loss_coeff > 0) {
-      torch::autograd::backward(
-          {out.hidden, out.aux_loss},
-          {loss.dhidden, at::full_like(out.aux_loss, config_.moe.aux_loss_coeff * share)});
-    } else {
-      torch::autograd::backward({out.hidden}, {loss.dhidden});
-    }
-    const at::Tensor aux = out.aux_loss.detach() * share;
-    loss_sum = loss_sum.defined() ? loss_sum + loss.loss_sum : loss.loss_sum;
-    aux_sum = aux_sum.defined() ? aux_sum + aux : aux;
-    counts = counts.defined() ? counts + out.counts : out.counts;
+// Loads, computes and counts the next step.
+StepResult Run::step(double lr) {
+  std::optional<StepTrace> trace;
+  if (is_traced(config_.profiling, step_ + 1)) trace.emplace(setup_.device);
+  StepResult result;
+  {
+    RECORD_USER_SCOPE(cat("step ", step_ + 1));
+    const double began = clock_.seconds();
+    const StepBatch batch = setup_.loader.next_step();
+    const double loaded = clock_.seconds();
+    result = train_step(setup_.model, setup_.optimizer, batch, config_, lr);
+    const double seconds = clock_.seconds() - began;
+    ++step_;
+    tokens_seen_ += batch.num_tokens;
+    session_tokens_ += batch.num_tokens;
+    session_seconds_ += seconds;
+    interval_.tokens += batch.num_tokens;
+    interval_.steps += 1;
+    interval_.seconds += seconds;
+    interval_.data_seconds += loaded - began;
   }
-  const at::Tensor reject =
-      at::isfinite(loss_sum).logical_not().logical_or(model_.error_word().squeeze(0).ne(0));
-  const OptimizerStep done = optimizer_.step(lr, config_.training.max_norm, reject);
-  if (config_.moe.balance_coeff > 0) {
-    at::Tensor& bias = model_.expert_bias();
-    bias.copy_(at::where(done.rejected, bias,
-                         nn::balanced_expert_bias(bias, counts, config_.moe.balance_coeff)));
+  if (trace) finish_trace(*trace);
+  return result;
+}
+
+void Run::finish_trace(StepTrace& trace) {
+  const std::string path = trace_path(config_.run.folder, step_);
+  try {
+    context_.files.create_directories(parent_folder(path));
+    trace.finish(context_.files, path);
+    context_.log(LogLevel::kInfo, cat("trace: ", path));
+  } catch (const Error& error) {
+    // What is looked at once is no reason to end the run.
+    context_.log(LogLevel::kWarning, error.what());
   }
-  // The one host read of the step.
-  const at::Tensor host =
-      at::stack({loss_sum, done.grad_norm.to(at::kDouble), aux_sum.to(at::kDouble),
-                 done.rejected.to(at::kDouble), model_.error_word().squeeze(0).to(at::kDouble)})
-          .to(at::kCPU);
-  const double* values = host.const_data_ptr<double>();
-  return {values[0] / valid_tokens,        values[1], values[2], values[3] != 0.0,
-          static_cast<int32_t>(values[4]), counts};
 }
 
 void Run::log_step(const StepResult& result, double lr) {
-  const nn::ExpertStats& stats = model_.expert_stats();
-  StepRecord record;
+  StepRecord record =
+      make_step_record(result, interval_, setup_.model, config_, size_.flops_per_token);
   record.step = step_;
-  record.loss = result.loss;
-  record.grad_norm = result.grad_norm;
   record.lr = lr;
-  record.tokens_per_second = static_cast<double>(interval_.tokens) / interval_.seconds;
-  record.step_seconds = interval_.seconds / static_cast<double>(interval_.steps);
-  record.data_seconds = interval_.data_seconds / static_cast<double>(interval_.steps);
-  record.tflops = size_.flops_per_token * record.tokens_per_second * 1e-12;
-  const double peak = peak_flops(device_, resolve_dtype(config_.training.dtype));
-  if (peak > 0) record.mfu = 100.0 * record.tflops * 1e12 / peak;
-  const MemoryUsage memory = memory_usage(device_);
-  record.memory_bytes = memory.current_bytes;
-  record.memory_reserved_bytes = memory.reserved_bytes;
-  record.memory_peak_bytes = memory.peak_bytes;
-  if (memory.capacity_bytes > 0) {
-    record.memory_percent =
-        100.0 * static_cast<double>(memory.peak_bytes) / static_cast<double>(memory.capacity_bytes);
-  }
   record.tokens_seen = tokens_seen_;
-  record.rejected = result.rejected;
-  record.aux_loss = result.aux_loss;
-  if (stats.dropped_rows.defined()) record.dropped_rows = stats.dropped_rows.item<int64_t>();
-  if (stats.rows > 0) {
-    record.padding_ratio = static_cast<double>(stats.padded_rows) / static_cast<double>(stats.rows);
-  }
-  record.expert_calls = stats.calls;
-  record.host_syncs = stats.host_syncs;
-  record.saved_bytes = stats.saved_bytes;
-  const at::Tensor counts = result.counts.to(at::kCPU).contiguous();
-  const int64_t* load = counts.const_data_ptr<int64_t>();
-  for (int64_t layer = 0; layer < counts.size(0); ++layer) {
-    record.experts.push_back(
-        {layer, {load + layer * counts.size(1), load + (layer + 1) * counts.size(1)}});
-  }
-  metrics_->write(record);
+  write(record);
+  const double tokens_left = static_cast<double>(
+      num_sequences(config_.training, step_, config_.training.steps) * config_.training.seq_len);
   const double left =
-      session_seconds_ / static_cast<double>(std::max<int64_t>(1, session_tokens_)) *
-      static_cast<double>((config_.training.steps - step_) * loader_.tokens_per_step());
+      session_seconds_ / static_cast<double>(std::max<int64_t>(1, session_tokens_)) * tokens_left;
   context_.progress.line(format_step(record, config_.training.steps, left));
   interval_ = {};
-  model_.expert_stats() = {};
+  setup_.model.expert_stats() = {};
 }
 
 std::string error_text(int32_t errors) {
@@ -392,7 +245,7 @@ bool Run::count_rejection(const StepResult& result) {
 }
 
 void Run::validate() {
-  if (validated_step_ == step_ || data_.validation.num_windows() == 0) return;
+  if (validated_step_ == step_ || setup_.data.validation.num_windows() == 0) return;
   EvaluateOptions options;
   options.max_windows = config_.validation.max_windows;
   options.batch_size = config_.training.local_batch_size;
@@ -401,13 +254,13 @@ void Run::validate() {
   options.progress = [&](int64_t done, int64_t total) {
     context_.progress.live(format_work("evaluating", done, total, "windows"), clock_.seconds());
   };
-  const Evaluation evaluation = evaluate(model_, data_.validation, options);
+  const Evaluation evaluation = evaluate(setup_.model, setup_.data.validation, options);
   if (!evaluation.complete) return;  // a part of the windows compares with nothing
   evaluation_ = evaluation;
   validated_step_ = step_;
   const ValidationRecord record{step_, evaluation_.loss, evaluation_.bits_per_byte,
                                 evaluation_.windows};
-  metrics_->write(record);
+  write(record);
   context_.progress.line(format_validation(record, config_.training.steps));
 }
 
@@ -420,7 +273,7 @@ std::string Run::sample() {
   options.context = config_.training.seq_len;
   options.stop = context_.stop_requested;
   context_.progress.live("generating a sample", clock_.seconds());
-  return generate(model_, *tokenizer_, config_.sample.prompt, options).text;
+  return generate(setup_.model, *setup_.tokenizer, config_.sample.prompt, options).text;
 }
 
 void Run::finish(RunSummary& summary, const std::string& reason) {
@@ -440,6 +293,7 @@ void Run::finish(RunSummary& summary, const std::string& reason) {
   record.seconds = clock_.seconds();
   metrics_->write(record);
   metrics_->close();
+  if (events_) events_->close();
   if (config_.metrics.report) {
     summary.report = config_.run.folder + "/report.html";
     const RunHistory history = read_metrics(context_.files, config_.run.folder + "/metrics.jsonl");
@@ -455,20 +309,8 @@ RunSummary Run::train() {
   const int64_t steps = config_.training.steps;
   const auto due = [&](int64_t interval) { return interval > 0 && step_ % interval == 0; };
   while (step_ < steps && !summary.stopped) {
-    const double began = clock_.seconds();
-    const StepBatch batch = loader_.next_step();
-    const double loaded = clock_.seconds();
     const double lr = learning_rate(config_.lr_scheduler, config_.optimizer.lr, step_, steps);
-    const StepResult result = step(batch, lr);
-    const double seconds = clock_.seconds() - began;
-    ++step_;
-    tokens_seen_ += batch.num_tokens;
-    session_tokens_ += batch.num_tokens;
-    session_seconds_ += seconds;
-    interval_.tokens += batch.num_tokens;
-    interval_.steps += 1;
-    interval_.seconds += seconds;
-    interval_.data_seconds += loaded - began;
+    const StepResult result = step(lr);
     if (due(config_.metrics.log_interval) || step_ == steps || step_ == 1 || result.rejected) {
       log_step(result, lr);
     } else {

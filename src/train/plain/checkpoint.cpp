@@ -21,6 +21,12 @@ using formats::SafetensorsFile;
 using formats::TensorEntry;
 using formats::Value;
 
+std::string step_name(int64_t step) {
+  char text[32];
+  std::snprintf(text, sizeof text, "step-%08lld", static_cast<long long>(step));
+  return text;
+}
+
 namespace {
 
 constexpr const char* kFormat = "amoeba.checkpoint";
@@ -36,12 +42,6 @@ constexpr size_t kHashDigits = 32;
 
 std::string checkpoints_folder(const std::string& run_folder) {
   return run_folder + "/checkpoints";
-}
-
-std::string step_name(int64_t step) {
-  char text[32];
-  std::snprintf(text, sizeof text, "step-%08lld", static_cast<long long>(step));
-  return text;
 }
 
 // The step of a name that step_name() makes.

@@ -32,6 +32,9 @@ struct CheckpointContent {
   formats::Value config;  // the resolved configuration
 };
 
+// "step-00000012": what files and folders of a step are called.
+std::string step_name(int64_t step);
+
 // Writes a checkpoint and returns its folder. A tensor is never split: one larger than
 // `max_shard_bytes` gets a file of its own. On Error(kData) (no space, a failing disk) every
 // checkpoint that was there still is.

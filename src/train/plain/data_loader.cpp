@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "amoeba/error.h"
+#include "train/plain/schedule.h"
 
 namespace amoeba::train {
 
@@ -32,33 +33,48 @@ MicroBatch make_batch(int64_t batch_size, int64_t seq_len) {
   return batch;
 }
 
-// Fills `row` with the window whose inputs are tokens [begin, begin + S), where token -1 stands for
-// the start of the source. Returns the bytes of text behind the valid targets.
-int64_t fill_row(MicroBatch& batch, int64_t row, const formats::TokenSource& source, int64_t begin,
+// Whatever stands there must reach no count, loss or gradient: the end-of-document token is as good
+// as any. Positions go on, so that they stay below S.
+void pad_row(MicroBatch& batch, int64_t row, int64_t length, int32_t end_of_document) {
+  batch.token_mask.resize(batch.tokens.size(), 1);
+  for (int64_t i = length; i < batch.seq_len; ++i) {
+    const auto at = static_cast<size_t>(row * batch.seq_len + i);
+    batch.tokens[at] = end_of_document;
+    batch.targets[at] = kIgnoredTarget;
+    batch.positions[at] = batch.positions[at - 1] + 1;
+    batch.token_mask[at] = 0;
+  }
+  batch.segments.back().length += batch.seq_len - length;
+}
+
+// Fills `row` with a window; returns the bytes of text behind the valid targets.
+int64_t fill_row(MicroBatch& batch, int64_t row, const DataWindow& window,
                  int32_t end_of_document) {
-  const int64_t seq_len = batch.seq_len;
-  std::vector<int32_t> window(static_cast<size_t>(seq_len + 1), end_of_document);
-  const int64_t first_read = std::max<int64_t>(begin, 0);
-  source.read(first_read, std::span(window).subspan(static_cast<size_t>(first_read - begin)));
+  std::vector<int32_t> tokens(static_cast<size_t>(window.length + 1), end_of_document);
+  const int64_t first_read = std::max<int64_t>(window.begin, 0);
+  window.source->read(first_read,
+                      std::span(tokens).subspan(static_cast<size_t>(first_read - window.begin)));
 
   int64_t num_bytes = 0, segment_begin = 0;
   const auto end_segment = [&](int64_t end, int64_t valid) {
     batch.segments.push_back({row, segment_begin, end - segment_begin});
     batch.valid_tokens += valid;
-    const int64_t first_target = begin + segment_begin + 1;
-    num_bytes += source.num_bytes(first_target, first_target + valid);
+    const int64_t first_target = window.begin + segment_begin + 1;
+    num_bytes += window.source->num_bytes(first_target, first_target + valid);
     segment_begin = end;
   };
-  for (int64_t i = 0; i < seq_len; ++i) {
-    const auto at = static_cast<size_t>(row * seq_len + i);
-    const int32_t token = window[static_cast<size_t>(i)];
-    const bool ends_document = token == end_of_document && begin + i >= 0;
+  for (int64_t i = 0; i < window.length; ++i) {
+    const auto at = static_cast<size_t>(row * batch.seq_len + i);
+    const int32_t token = tokens[static_cast<size_t>(i)];
+    const bool ends_document = token == end_of_document && window.begin + i >= 0;
     batch.tokens[at] = token;
-    batch.targets[at] = ends_document ? kIgnoredTarget : window[static_cast<size_t>(i + 1)];
+    batch.targets[at] = ends_document ? kIgnoredTarget : tokens[static_cast<size_t>(i + 1)];
     batch.positions[at] = static_cast<int32_t>(i - segment_begin);
     if (ends_document) end_segment(i + 1, i - segment_begin);
   }
-  if (segment_begin < seq_len) end_segment(seq_len, seq_len - segment_begin);
+  if (segment_begin < window.length) end_segment(window.length, window.length - segment_begin);
+  batch.num_tokens += window.length;
+  if (window.length < batch.seq_len) pad_row(batch, row, window.length, end_of_document);
   return num_bytes;
 }
 
@@ -136,8 +152,10 @@ ValidationSet::ValidationSet(const Sources& sources, const RunConfig& config,
     for (const auto& source : sources) {
       const int64_t size = source->num_tokens();
       const int64_t held_out = num_validation_tokens(size, config.data.validation_fraction);
-      if (i < held_out / seq_len_) {
-        windows_.push_back({source.get(), size - held_out + i * seq_len_ - 1});
+      const bool is_short = i == 0 && held_out > 0 && held_out < seq_len_;
+      if (is_short || i < held_out / seq_len_) {
+        windows_.push_back(
+            {source.get(), size - held_out + i * seq_len_ - 1, is_short ? held_out : seq_len_});
       }
     }
   }
@@ -149,8 +167,8 @@ ValidationBatch ValidationSet::batch(int64_t first_window, int64_t count) const 
                "), want a range inside [0, ", num_windows(), ")");
   ValidationBatch out{make_batch(count, seq_len_), 0};
   for (int64_t row = 0; row < count; ++row) {
-    const Window& window = windows_[static_cast<size_t>(first_window + row)];
-    out.num_bytes += fill_row(out.micro_batch, row, *window.source, window.begin, end_of_document_);
+    out.num_bytes += fill_row(out.micro_batch, row,
+                              windows_[static_cast<size_t>(first_window + row)], end_of_document_);
   }
   return out;
 }
@@ -171,17 +189,11 @@ TrainingData open_training_data(FileSystem& files, const RunConfig& config,
 // ---------------------------------------------------------------------------------------------------
 
 DataLoader::DataLoader(const TrainingData& data, const RunConfig& config)
-    : seq_len_(checked_seq_len(config)),
-      local_batch_size_(config.training.local_batch_size),
-      global_batch_size_(config.training.global_batch_size),
+    : training_(config.training),
+      seq_len_(checked_seq_len(config)),
       seed_(static_cast<uint64_t>(config.training.seed)),
       end_of_document_(data.end_of_document) {
-  AMOEBA_CHECK(local_batch_size_ >= 1, "training.local_batch_size is ", local_batch_size_,
-               ", want at least 1");
-  if (global_batch_size_ == 0) global_batch_size_ = local_batch_size_;
-  AMOEBA_CHECK(global_batch_size_ >= 1 && global_batch_size_ % local_batch_size_ == 0,
-               "training.global_batch_size is ", global_batch_size_,
-               ", want a multiple of training.local_batch_size ", local_batch_size_);
+  global_batch_size(training_, 0);  // checks its keys
   std::vector<int64_t> sizes;
   for (const auto& source : data.sources) {
     const int64_t size = source->num_tokens();
@@ -231,10 +243,11 @@ int64_t DataLoader::next_window(size_t source) {
 }
 
 MicroBatch DataLoader::next_micro_batch() {
-  MicroBatch batch = make_batch(local_batch_size_, seq_len_);
-  for (int64_t row = 0; row < local_batch_size_; ++row) {
+  MicroBatch batch = make_batch(training_.local_batch_size, seq_len_);
+  for (int64_t row = 0; row < batch.batch_size; ++row) {
     const size_t source = choose_source();
-    fill_row(batch, row, *sources_[source].tokens, next_window(source), end_of_document_);
+    const DataWindow window{sources_[source].tokens, next_window(source), seq_len_};
+    fill_row(batch, row, window, end_of_document_);
     ++cursor_.sequences;
     ++cursor_.per_source[source];
   }
@@ -243,11 +256,12 @@ MicroBatch DataLoader::next_micro_batch() {
 
 StepBatch DataLoader::next_step() {
   StepBatch step;
-  for (int64_t i = 0; i < global_batch_size_ / local_batch_size_; ++i) {
+  const int64_t size = global_batch_size(training_, cursor_.step);
+  for (int64_t i = 0; i < size / training_.local_batch_size; ++i) {
     step.micro_batches.push_back(next_micro_batch());
     step.valid_tokens += step.micro_batches.back().valid_tokens;
+    step.num_tokens += step.micro_batches.back().num_tokens;
   }
-  step.num_tokens = tokens_per_step();
   ++cursor_.step;
   return step;
 }

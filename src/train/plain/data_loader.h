@@ -33,14 +33,17 @@ struct Segment {
 // B = batch_size rows of S = seq_len tokens. A row is a window of one source; where a document ends
 // inside it, the target of the end-of-document token is ignored, positions restart at 0 and a new
 // segment begins. A document that began before the window counts from the window's first token.
+// Padding, only behind the last token of a row, belongs to the row's last segment.
 struct MicroBatch {
   int64_t batch_size = 0;
   int64_t seq_len = 0;
-  std::vector<int32_t> tokens;     // [B, S]
-  std::vector<int32_t> targets;    // [B, S] the next token, or kIgnoredTarget
-  std::vector<int32_t> positions;  // [B, S]
-  std::vector<Segment> segments;   // in order, covering every row; one a row without a boundary
-  int64_t valid_tokens = 0;        // targets that are not ignored
+  std::vector<int32_t> tokens;      // [B, S]
+  std::vector<int32_t> targets;     // [B, S] the next token, or kIgnoredTarget
+  std::vector<int32_t> positions;   // [B, S]
+  std::vector<Segment> segments;    // in order, covering every row; one a row without a boundary
+  std::vector<uint8_t> token_mask;  // [B, S] 0: padding, of ignored target; empty: none is
+  int64_t num_tokens = 0;           // that are no padding
+  int64_t valid_tokens = 0;         // targets that are not ignored
   bool operator==(const MicroBatch&) const = default;
 };
 
@@ -49,7 +52,7 @@ struct MicroBatch {
 struct StepBatch {
   std::vector<MicroBatch> micro_batches;
   int64_t valid_tokens = 0;  // of all micro-batches; may be 0
-  int64_t num_tokens = 0;    // B * S of all micro-batches
+  int64_t num_tokens = 0;    // of all micro-batches, without padding
   bool operator==(const StepBatch&) const = default;
 };
 
@@ -63,6 +66,13 @@ struct DataCursor {
   formats::Value to_value() const;
   // Error(kData) that begins with `what` for a missing key, a wrong type or a negative count.
   static DataCursor from_value(const formats::Value& value, std::string_view what);
+};
+
+// What one row is filled with.
+struct DataWindow {
+  const formats::TokenSource* source;
+  int64_t begin;   // of the inputs; -1: before the first token
+  int64_t length;  // inputs; below seq_len: the rest of the row is padding
 };
 
 // Length of the held-out part: floor(num_tokens * fraction) with the fraction taken to nine
@@ -81,8 +91,9 @@ struct ValidationBatch {
 // Full windows over the held-out part [v0, n) of each source, in a fixed order. The targets of
 // window i are tokens [v0 + i*S, v0 + (i+1)*S), each one's input the token before it; before the
 // first token of a source stands an end-of-document token, which is not treated as a boundary, so
-// that every token is a target. Several sources take turns, so that the first windows sample all of
-// them.
+// that every token is a target. Tokens behind the last full window are left out, unless there is
+// none: then they are one window with padding. Several sources take turns, so that the first
+// windows sample all of them.
 class ValidationSet {
  public:
   // The sources must outlive the set.
@@ -92,11 +103,7 @@ class ValidationSet {
   ValidationBatch batch(int64_t first_window, int64_t count) const;
 
  private:
-  struct Window {
-    const formats::TokenSource* source;
-    int64_t begin;  // of the inputs; -1: before the first token
-  };
-  std::vector<Window> windows_;
+  std::vector<DataWindow> windows_;
   int64_t seq_len_;
   int32_t end_of_document_;
 };
@@ -130,6 +137,7 @@ class DataLoader {
   // tokens; Error(kUsage) for weights or batch sizes that make no sense.
   DataLoader(const TrainingData& data, const RunConfig& config);
 
+  // global_batch_size(step) sequences, as whole micro-batches.
   StepBatch next_step();
 
   const DataCursor& cursor() const { return cursor_; }
@@ -137,7 +145,6 @@ class DataLoader {
   void seek(const DataCursor& cursor);
 
   int64_t num_training_tokens() const;  // of all sources
-  int64_t tokens_per_step() const { return global_batch_size_ * seq_len_; }
 
  private:
   struct Source {
@@ -156,9 +163,8 @@ class DataLoader {
   MicroBatch next_micro_batch();
 
   std::vector<Source> sources_;
+  TrainingSection training_;
   int64_t seq_len_;
-  int64_t local_batch_size_;
-  int64_t global_batch_size_;
   uint64_t seed_;
   int32_t end_of_document_;
   DataCursor cursor_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "amoeba/error.h"
+#include "train/plain/schedule.h"
 
 namespace amoeba::train {
 namespace {
@@ -151,6 +152,17 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .doc = "Sequences of one step, a multiple of training.local_batch_size; 0: the same.",
               .minimum = 0,
               .maximum = kMaxSize});
+  schema.add({.path = "training.batch_ramp_start",
+              .field = &training.batch_ramp_start,
+              .doc = "Sequences of the first step, from which steps grow to "
+                     "training.global_batch_size; 0: no ramp.",
+              .minimum = 0,
+              .maximum = kMaxSize});
+  schema.add({.path = "training.batch_ramp_steps",
+              .field = &training.batch_ramp_steps,
+              .doc = "Steps until training.global_batch_size is reached.",
+              .minimum = 0,
+              .maximum = kMaxSteps});
   schema.add({.path = "training.max_norm",
               .field = &training.max_norm,
               .doc = "Largest norm of the whole gradient, which is scaled down to it; 0: off.",
@@ -287,7 +299,7 @@ void add_checkpoint_keys(Schema& schema, CheckpointSection& checkpoint) {
               .minimum = 0});
 }
 
-void add_output_keys(Schema& schema, MetricsSection& metrics, SampleSection& sample) {
+void add_metrics_keys(Schema& schema, MetricsSection& metrics) {
   schema.add({.path = "metrics.log_interval",
               .field = &metrics.log_interval,
               .doc = "Steps between lines of output; 0: only the first and the last step.",
@@ -295,6 +307,25 @@ void add_output_keys(Schema& schema, MetricsSection& metrics, SampleSection& sam
   schema.add({.path = "metrics.report",
               .field = &metrics.report,
               .doc = "Whether the run ends with a report, report.html in run.folder."});
+  schema.add({.path = "metrics.tensorboard",
+              .field = &metrics.tensorboard,
+              .doc = "Whether scalars are written for TensorBoard, in run.folder/tensorboard."});
+}
+
+void add_profiling_keys(Schema& schema, ProfilingSection& profiling) {
+  schema.add({.path = "profiling.start_step",
+              .field = &profiling.start_step,
+              .doc = "First step that is traced, counted from 1.",
+              .minimum = 1,
+              .maximum = kMaxSteps});
+  schema.add({.path = "profiling.num_steps",
+              .field = &profiling.num_steps,
+              .doc = "Steps to trace, each a file in run.folder/traces; 0: none.",
+              .minimum = 0,
+              .maximum = kMaxSteps});
+}
+
+void add_sample_keys(Schema& schema, SampleSection& sample) {
   schema.add({.path = "sample.prompt",
               .field = &sample.prompt,
               .doc = "Start of the text that the trained model continues; empty: no sample."});
@@ -377,7 +408,9 @@ formats::Schema make_schema(RunConfig& config) {
   add_data_keys(schema, config.data);
   add_validation_keys(schema, config.validation);
   add_checkpoint_keys(schema, config.checkpoint);
-  add_output_keys(schema, config.metrics, config.sample);
+  add_metrics_keys(schema, config.metrics);
+  add_profiling_keys(schema, config.profiling);
+  add_sample_keys(schema, config.sample);
   retire_spellings(schema);
   return schema;
 }
@@ -391,12 +424,13 @@ void check_config(const RunConfig& config) {
   AMOEBA_CHECK(config.moe.top_k <= config.moe.num_experts, "configuration: moe.top_k is ",
                config.moe.top_k, " and moe.num_experts is ", config.moe.num_experts,
                ", want no more than there are experts");
-  const int64_t local = config.training.local_batch_size;
-  const int64_t global = config.training.global_batch_size;
-  AMOEBA_CHECK(global % local == 0, "configuration: training.global_batch_size is ", global,
-               " and training.local_batch_size is ", local, ", want a multiple");
+  global_batch_size(config.training, 0);  // checks its keys
   check_data(config.data);
   check_checkpoint(config.checkpoint);
+  AMOEBA_CHECK(
+      config.profiling.num_steps == 0 || config.profiling.start_step <= config.training.steps,
+      "configuration: profiling.start_step is ", config.profiling.start_step,
+      " and training.steps is ", config.training.steps, ", want a step of the run");
 }
 
 }  // namespace amoeba::train

@@ -48,6 +48,8 @@ struct TrainingSection {
   int64_t seq_len = 256;
   int64_t local_batch_size = 16;  // sequences of one micro-batch
   int64_t global_batch_size = 0;  // sequences of one step; 0: local_batch_size
+  int64_t batch_ramp_start = 0;   // sequences of the first step; 0: no ramp
+  int64_t batch_ramp_steps = 0;   // steps until global_batch_size
   double max_norm = 1.0;          // global gradient norm clip; 0: off
   std::string dtype = "float32";  // of the computation; masters are float32
   std::string device = "auto";    // auto | cpu | cuda
@@ -95,6 +97,12 @@ struct CheckpointSection {
 struct MetricsSection {
   int64_t log_interval = 10;
   bool report = true;
+  bool tensorboard = false;
+};
+
+struct ProfilingSection {
+  int64_t start_step = 3;  // the first one traced, from 1
+  int64_t num_steps = 0;   // 0: off
 };
 
 struct SampleSection {
@@ -115,6 +123,7 @@ struct RunConfig {
   ValidationSection validation;
   CheckpointSection checkpoint;
   MetricsSection metrics;
+  ProfilingSection profiling;
   SampleSection sample;
 };
 
