@@ -16,6 +16,7 @@ using namespace amoeba;
 
 constexpr apps::Verb kVerbs[] = {
     {"train", "train a model; resume a run", apps::run_train},
+    {"find-lr", "try learning rates and suggest one", apps::run_find_lr},
     {"generate", "write text with a trained model", apps::run_generate},
     {"eval", "loss of a trained model on text", apps::run_eval},
     {"config", "show, check and explain configurations", apps::run_config},

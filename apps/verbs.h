@@ -16,6 +16,7 @@ struct Verb {
 };
 
 int run_train(const Arguments& arguments);
+int run_find_lr(const Arguments& arguments);
 int run_generate(const Arguments& arguments);
 int run_eval(const Arguments& arguments);
 int run_config(const Arguments& arguments);

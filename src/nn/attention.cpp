@@ -2,6 +2,7 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "amoeba/error.h"
@@ -83,6 +84,7 @@ Attention::Attention(const AttentionConfig& config, const std::string& prefix,
 
 at::Tensor Attention::forward(const at::Tensor& hidden, const SequenceLayout& layout,
                               const RopeTable& table, KvCache* cache) const {
+  RECORD_USER_SCOPE("attention");
   const int64_t hd = config_.head_dim;
   const auto parts = SplitColumns::apply(linear(hidden, *wqkv_), config_.num_heads * hd,
                                          config_.num_kv_heads * hd);

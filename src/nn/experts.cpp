@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -173,6 +174,7 @@ at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
                            const at::Tensor& counts, const ExpertWeights& weights,
                            const ExpertOptions& options, ExpertStats& stats,
                            const at::Tensor& error_word) {
+  RECORD_USER_SCOPE("experts");
   check_inputs(x, counts, weights);
   const int64_t num_rows = x.size(0);
   stats.calls += 1;

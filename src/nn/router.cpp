@@ -10,6 +10,7 @@
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <limits>
@@ -92,6 +93,7 @@ Router::Router(const RouterConfig& config, const std::string& prefix, double gat
 RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
                              const at::Tensor& token_mask, const at::Tensor& expert_ids,
                              const at::Tensor& error_word) const {
+  RECORD_USER_SCOPE("router");
   const at::Tensor logits = linear(x.to(at::kFloat), *gate_);  // [T, E]
   if (error_word.defined()) {
     at::Tensor bad = at::isnan(logits.detach()).any(1);           // [T]

@@ -40,6 +40,7 @@ class Run {
   void announce(const StartRecord& record);
   template <typename Record>
   void write(const Record& record);
+  StepBatch next_batch();
   StepResult step(double lr);
   void finish_trace(StepTrace& trace);
   void log_step(const StepResult& result, double lr);
@@ -157,6 +158,11 @@ void Run::save() {
   }
 }
 
+StepBatch Run::next_batch() {
+  RECORD_USER_SCOPE("data");
+  return setup_.loader.next_step();
+}
+
 // Loads, computes and counts the next step.
 StepResult Run::step(double lr) {
   std::optional<StepTrace> trace;
@@ -165,7 +171,7 @@ StepResult Run::step(double lr) {
   {
     RECORD_USER_SCOPE(cat("step ", step_ + 1));
     const double began = clock_.seconds();
-    const StepBatch batch = setup_.loader.next_step();
+    const StepBatch batch = next_batch();
     const double loaded = clock_.seconds();
     result = train_step(setup_.model, setup_.optimizer, batch, config_, lr);
     const double seconds = clock_.seconds() - began;

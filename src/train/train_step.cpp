@@ -39,8 +39,15 @@ struct StepSums {
 
 void add_to(at::Tensor& sum, const at::Tensor& value) { sum = sum.defined() ? sum + value : value; }
 
+nn::LossOutput cross_entropy(const at::Tensor& hidden, const nn::Model& model,
+                             const at::Tensor& targets, const nn::LossOptions& options) {
+  RECORD_USER_SCOPE("loss");
+  return nn::lm_head_cross_entropy(hidden, model.lm_head(), targets, options);
+}
+
 void backward(const at::Tensor& hidden, const at::Tensor& dhidden,
               const std::vector<ModelLoss>& losses, double share) {
+  RECORD_USER_SCOPE("backward");
   std::vector<at::Tensor> roots{hidden}, gradients{dhidden};
   for (const ModelLoss& loss : losses) {
     if (loss.coeff == 0) continue;
@@ -57,8 +64,7 @@ StepSums forward_backward(nn::Model& model, const StepBatch& batch, const RunCon
   for (const MicroBatch& micro_batch : batch.micro_batches) {
     const DeviceBatch on_device = to_device(micro_batch, model.device());
     const nn::ModelOutput out = model.forward(on_device.input);
-    const nn::LossOutput loss =
-        nn::lm_head_cross_entropy(out.hidden, model.lm_head(), on_device.targets, options);
+    const nn::LossOutput loss = cross_entropy(out.hidden, model, on_device.targets, options);
     std::vector<ModelLoss> losses = model_losses(out, config.moe);
     // Each micro-batch's own losses count by its share of the step's tokens.
     const double share = static_cast<double>(micro_batch.valid_tokens) / valid_tokens;

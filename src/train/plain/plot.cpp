@@ -15,7 +15,6 @@ namespace {
 
 constexpr double kCharWidth = 6.6;  // of the 11 px labels, about
 constexpr double kWide = 700.0;     // charts that narrow screens scroll instead of shrinking
-constexpr std::string_view kStepLabel = "step";
 constexpr double kLineHeight = 13.0;
 constexpr int64_t kMaxPoints = 800;      // of one series
 constexpr double kSmallestLog = 1e-300;  // powers of ten below lose their digits
@@ -52,13 +51,12 @@ struct Frame {
   double left, right, top, bottom;
   Axis x, y;
 
-  double at_x(double value) const {
-    return left + (value - x.low) / (x.high - x.low) * (right - left);
-  }
-  double at_y(double value) const {
-    const double share = y.logarithmic ? std::log(value / y.low) / std::log(y.high / y.low)
-                                       : (value - y.low) / (y.high - y.low);
-    return bottom - share * (bottom - top);
+  double at_x(double value) const { return left + share(x, value) * (right - left); }
+  double at_y(double value) const { return bottom - share(y, value) * (bottom - top); }
+
+  static double share(const Axis& axis, double value) {
+    if (axis.logarithmic) return std::log(value / axis.low) / std::log(axis.high / axis.low);
+    return (value - axis.low) / (axis.high - axis.low);
   }
 };
 
@@ -73,13 +71,16 @@ std::string line_at(double x1, double y1, double x2, double y2, std::string_view
              coordinate(x2), " ", coordinate(y2), "\"/>");
 }
 
-std::string open_svg(double width, double height, std::string_view title, const Frame* hover) {
+// With `hover`, what the page's script needs to read values back.
+std::string open_svg(double width, double height, std::string_view title, const Frame* hover,
+                     std::string_view x_label) {
   std::string frame;
   if (hover != nullptr) {
     frame = cat(" data-frame=\"", coordinate(hover->left), " ", coordinate(hover->right), " ",
                 coordinate(hover->top), " ", coordinate(hover->bottom), " ", hover->x.low, " ",
                 hover->x.high, " ", hover->y.low, " ", hover->y.high, " ",
-                hover->y.logarithmic ? 1 : 0, "\"");
+                hover->y.logarithmic ? 1 : 0, "\" data-x=\"", escape_html(x_label), "\"",
+                hover->x.logarithmic ? " data-log-x=\"1\"" : "");
   }
   return cat("<svg class=\"", width > kWide ? "chart wide" : "chart",
              "\" role=\"img\" aria-label=\"", escape_html(title), "\" viewBox=\"0 0 ",
@@ -294,11 +295,13 @@ std::vector<Point> smooth(const std::vector<Point>& points, int64_t half_window)
 
 std::string render_line_chart(const LineChart& chart) {
   const Range range = range_of(chart.series);
+  const int max_x_ticks = static_cast<int>(chart.width / 70);
   Frame frame{.left = 0,
               .right = chart.width,
               .top = 10,
               .bottom = chart.height - 26,
-              .x = step_axis(chart.x_low, chart.x_high, static_cast<int>(chart.width / 70)),
+              .x = chart.log_x ? log_axis(chart.x_low, chart.x_high, max_x_ticks)
+                               : step_axis(chart.x_low, chart.x_high, max_x_ticks),
               .y = y_axis(chart, range, static_cast<int>(chart.height / 50))};
   std::size_t longest_tick = 3;
   for (const double tick : frame.y.ticks) {
@@ -306,14 +309,14 @@ std::string render_line_chart(const LineChart& chart) {
   }
   frame.left = kCharWidth * static_cast<double>(longest_tick) + 12;
   const std::vector<EndLabel> labels = end_labels(frame, chart.series);
-  std::size_t longest_label = kStepLabel.size() + 1;
+  std::size_t longest_label = chart.x_label.size() + 1;
   for (const EndLabel& label : labels) longest_label = std::max(longest_label, label.text.size());
   frame.right = chart.width - kCharWidth * static_cast<double>(longest_label) - 10;
 
-  std::string out = open_svg(chart.width, chart.height, chart.title, &frame);
+  std::string out = open_svg(chart.width, chart.height, chart.title, &frame, chart.x_label);
   out += y_grid(frame) + x_ticks(frame);
   out += line_at(frame.left, frame.bottom, frame.right, frame.bottom, "axis");
-  out += text_at(frame.right + 18, frame.bottom + 16, "start", "tick", kStepLabel);
+  out += text_at(frame.right + 18, frame.bottom + 16, "start", "tick", chart.x_label);
   out += render_marks(frame, chart.marked);
   for (const Series& series : chart.series) out += render_series(frame, series);
   out += render_end_labels(frame, labels);
@@ -340,7 +343,7 @@ std::string render_heat_map(const HeatMap& map) {
                     .y = {}};
   const double row_height =
       (frame.bottom - frame.top) / static_cast<double>(std::max<int64_t>(1, map.num_rows));
-  std::string out = open_svg(map.width, map.height, map.title, nullptr);
+  std::string out = open_svg(map.width, map.height, map.title, nullptr, "");
 
   // One path a colour: a cell is a stroke one row wide, and equal neighbours are one stroke.
   std::array<std::string, kNumHeatLevels + 1> paths;

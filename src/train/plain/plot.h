@@ -40,6 +40,8 @@ struct LineChart {
   double height = 220;
   double x_low = 0.0;
   double x_high = 1.0;
+  std::string x_label = "step";
+  bool log_x = false;          // 0 < x_low < x_high / 10
   bool from_zero = false;      // the y axis starts at zero
   std::vector<Series> series;  // later ones are drawn on top
   std::vector<double> marked;  // x of vertical marks

@@ -8,9 +8,9 @@
 #include "amoeba/error.h"
 #include "base/text.h"
 #include "train/plain/axis.h"
+#include "train/plain/page.h"
 #include "train/plain/plain_text.h"
 #include "train/plain/plot.h"
-#include "train/plain/report_assets.h"
 
 namespace amoeba::train {
 namespace {
@@ -77,13 +77,6 @@ Span span_of(const RunHistory& history) {
 }
 
 // ---------------------------------------------------------------------------- cards
-
-std::string card(std::string_view name, std::string_view value, std::string_view note) {
-  const bool is_long = value.size() > 14;
-  return cat("<dl class=\"card\"><dt>", escape_html(name), "</dt><dd",
-             is_long ? " class=\"small\"" : "", ">", escape_html(value), "</dd>",
-             note.empty() ? "" : cat("<dd class=\"note\">", escape_html(note), "</dd>"), "</dl>");
-}
 
 std::string validation_card(const std::vector<ValidationRecord>& validations) {
   if (validations.empty()) return "";
@@ -167,12 +160,6 @@ std::string cards(const RunHistory& history) {
 }
 
 // ---------------------------------------------------------------------------- charts
-
-std::string panel(std::string_view title, std::string_view note, std::string_view body) {
-  return cat("<div class=\"panel\"><h3>", escape_html(title),
-             note.empty() ? "" : cat(" <span>", escape_html(note), "</span>"), "</h3>", body,
-             "</div>");
-}
 
 LineChart chart_of(std::string_view title, Span span) {
   LineChart chart;
@@ -387,18 +374,9 @@ std::string sample(const RunHistory& history) {
              "</pre></div>");
 }
 
-std::string row(std::string_view name, std::string_view value) {
-  return cat("<tr><th>", escape_html(name), "</th><td>", escape_html(value), "</td></tr>");
-}
-
 std::string text_of(const formats::Value& value) {
   if (const std::string* text = value.get_if<std::string>()) return *text;
   return formats::write_json(value);
-}
-
-std::string table_panel(std::string_view title, std::string_view rows) {
-  if (rows.empty()) return "";
-  return panel(title, "", cat("<table>", rows, "</table>"));
 }
 
 std::string configuration(const formats::Value& config) {
@@ -478,18 +456,11 @@ std::string subtitle(const RunHistory& history) {
 
 std::string render_report(const RunHistory& history, const ReportOptions& options) {
   const Span span = span_of(history);
-  const std::string title = escape_html(options.title);
-  std::string out =
-      cat("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>",
-          title, "</title><style>", kReportStyle, "</style></head>\n<body><main><header><h1>",
-          title, "</h1><p>", escape_html(subtitle(history)), "</p></header>\n");
-  out += cards(history) + "\n" + curves(history, span) + "\n" + experts(history, span) + "\n";
-  out += sample(history) + "\n";
-  if (!history.starts.empty()) out += configuration(history.starts.back().config) + "\n";
-  out += origin(history);
-  out += cat("</main><div id=\"hover\"></div><script>", kReportScript, "</script></body></html>\n");
-  return out;
+  std::string body = cards(history) + "\n" + curves(history, span) + "\n" + experts(history, span);
+  body += "\n" + sample(history) + "\n";
+  if (!history.starts.empty()) body += configuration(history.starts.back().config) + "\n";
+  body += origin(history);
+  return render_page(options.title, subtitle(history), body);
 }
 
 }  // namespace amoeba::train

@@ -86,7 +86,8 @@ th { color: var(--muted); padding-right: 16px; width: 45%; }
 @media print { body { background: none; } .panel, .card { break-inside: avoid; } }
 )css";
 
-// Shows the step and the values of the nearest points: it reads them back from the drawn lines.
+// Shows the place on the x axis and the values of the nearest points: it reads them back from the
+// drawn lines.
 inline constexpr std::string_view kReportScript = R"js(
 const hover = document.getElementById('hover');
 for (const svg of document.querySelectorAll('svg[data-frame]')) {
@@ -109,8 +110,10 @@ for (const svg of document.querySelectorAll('svg[data-frame]')) {
     }));
     if (!near.length) return;
     const at = near.reduce((a, b) => Math.abs(b.point[0] - x) < Math.abs(a.point[0] - x) ? b : a).point[0];
-    const step = Math.round(x0 + (at - left) / (right - left) * (x1 - x0));
-    hover.textContent = ['step ' + step].concat(near.filter(n => Math.abs(n.point[0] - at) < 1)
+    const share = (at - left) / (right - left);
+    const place = svg.dataset.logX ? (x0 * Math.pow(x1 / x0, share)).toPrecision(3)
+                                   : Math.round(x0 + share * (x1 - x0));
+    hover.textContent = [svg.dataset.x + ' ' + place].concat(near.filter(n => Math.abs(n.point[0] - at) < 1)
       .map(n => n.name + ' ' + Number(value(n.point[1]).toPrecision(3)))).join('\n');
     hover.style.display = 'block';
     const side = event.clientX + 14 + hover.offsetWidth > innerWidth ? -14 - hover.offsetWidth : 14;
