@@ -69,7 +69,7 @@ void append_bytes(std::string& out, uint32_t field, std::string_view bytes) {
 std::string begin_event(double unix_seconds, int64_t step) {
   std::string event;
   append_double(event, 1, unix_seconds);
-  append_integer(event, 2, step);
+  if (step != 0) append_integer(event, 2, step);  // proto3 leaves defaults out
   return event;
 }
 

@@ -6,6 +6,7 @@
 #include "amoeba/error.h"
 #include "base/clock.h"
 #include "base/text.h"
+#include "train/plain/axis.h"
 #include "train/plain/plain_text.h"
 #include "train/setup.h"
 #include "train/train_step.h"
@@ -31,7 +32,7 @@ LrEnd sweep_rates(Setup& setup, const LrSweep& sweep, RunContext& context, LrCur
     if (end != LrEnd::kRunning) return end;
     const LrPoint& point = curve.points().back();
     const std::string text =
-        cat("find-lr: ", step + 1, "/", sweep.num_steps, "  lr: ", lr,
+        cat("find-lr: ", step + 1, "/", sweep.num_steps, "  lr: ", short_number(lr),
             "  loss: ", fixed(point.loss, 4), "  smoothed: ", fixed(point.smoothed, 4));
     if ((step + 1) % line_interval == 0) {
       context.progress.line(text);

@@ -149,7 +149,6 @@ TEST(DataLoader, TargetsAreTheNextTokens) {
   const RunConfig config = make_config(16, 3, 6);
   const TrainingData data = make_data(make_sources(counting(500)), config);
   DataLoader loader(data, config);
-  EXPECT_EQ(loader.tokens_per_step(), 96);
   const StepBatch step = loader.next_step();
   EXPECT_EQ(step.num_tokens, 96);
   EXPECT_EQ(step.valid_tokens, 96);
@@ -158,6 +157,8 @@ TEST(DataLoader, TargetsAreTheNextTokens) {
     EXPECT_EQ(batch.batch_size, 3);
     EXPECT_EQ(batch.seq_len, 16);
     EXPECT_EQ(batch.valid_tokens, 48);
+    EXPECT_EQ(batch.num_tokens, 48);
+    EXPECT_TRUE(batch.token_mask.empty());
     ASSERT_EQ(batch.tokens.size(), 48u);
     for (size_t i = 0; i < 48; ++i) {
       EXPECT_EQ(batch.tokens[i], batch.tokens[i / 16 * 16] + static_cast<int32_t>(i % 16));
@@ -225,6 +226,45 @@ TEST(DataLoader, ContinuesIdenticallyFromEveryCursor) {
       }
     }
   }
+}
+
+TEST(DataLoader, TheBatchRampDeliversWholeMicroBatchesAndResumes) {
+  RunConfig config = make_config(5, 2, 8);
+  config.training.batch_ramp_start = 2;
+  config.training.batch_ramp_steps = 6;
+  const TrainingData data = make_data(make_sources(counting(120), counting(90, 1000, 13)), config);
+  DataLoader whole(data, config);
+  const std::vector<size_t> micro_batches = {1, 1, 2, 2, 3, 3, 4, 4, 4};
+  std::vector<StepBatch> steps;
+  std::vector<DataCursor> cursors = {whole.cursor()};
+  int64_t sequences = 0;
+  for (size_t i = 0; i < micro_batches.size(); ++i) {
+    steps.push_back(whole.next_step());
+    cursors.push_back(whole.cursor());
+    sequences += static_cast<int64_t>(2 * micro_batches[i]);
+    ASSERT_EQ(steps[i].micro_batches.size(), micro_batches[i]) << i;
+    EXPECT_EQ(steps[i].num_tokens, static_cast<int64_t>(micro_batches[i]) * 2 * 5) << i;
+    EXPECT_EQ(whole.cursor().sequences, sequences) << i;
+  }
+  for (size_t from = 0; from <= steps.size(); ++from) {
+    DataLoader resumed(data, config);
+    resumed.seek(cursors[from]);
+    for (size_t i = from; i < steps.size(); ++i) {
+      ASSERT_EQ(resumed.next_step(), steps[i]) << "from " << from << ", step " << i;
+    }
+  }
+  // The order of the sequences is the one without a ramp.
+  config.training.batch_ramp_start = config.training.batch_ramp_steps = 0;
+  DataLoader flat(data, config);
+  std::vector<MicroBatch> all, ramped;
+  for (int i = 0; i < 6; ++i) {
+    for (const MicroBatch& batch : flat.next_step().micro_batches) all.push_back(batch);
+  }
+  for (const StepBatch& step : steps) {
+    ramped.insert(ramped.end(), step.micro_batches.begin(), step.micro_batches.end());
+  }
+  ASSERT_EQ(all.size(), ramped.size());
+  EXPECT_EQ(all, ramped);
 }
 
 TEST(DataLoader, BlendsByLargestDeficit) {
@@ -393,15 +433,58 @@ TEST(ValidationSet, AWholeSourceBeginsWithAnEndOfDocument) {
   EXPECT_EQ(rows.segments, (std::vector<Segment>{{0, 0, 3}, {1, 0, 3}}));
 }
 
+TEST(ValidationSet, AShortSourceIsOneWindowWithPadding) {
+  // The second is all there is of its source; the end of document inside it is no padding.
+  const Sources sources = make_sources(
+      counting(11, 50), std::make_unique<ListSource>("short", std::vector<int32_t>{1, 2, kEnd, 4}));
+  const ValidationSet set(sources, make_config(6, 1, 1, 1.0), kEnd);
+  ASSERT_EQ(set.num_windows(), 2);  // 11 tokens are one full window, the rest of it is left out
+  EXPECT_TRUE(set.batch(0, 1).micro_batch.token_mask.empty());
+  const ValidationBatch batch = set.batch(0, 2);
+  const MicroBatch& rows = batch.micro_batch;
+  EXPECT_EQ(rows.tokens,
+            (std::vector<int32_t>{kEnd, 50, 51, 52, 53, 54, kEnd, 1, 2, kEnd, kEnd, kEnd}));
+  EXPECT_EQ(rows.targets,
+            (std::vector<int32_t>{50, 51, 52, 53, 54, 55, 1, 2, kEnd, -100, -100, -100}));
+  EXPECT_EQ(rows.token_mask, (std::vector<uint8_t>{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0}));
+  EXPECT_EQ(rows.positions, (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(rows.segments, (std::vector<Segment>{{0, 0, 6}, {1, 0, 6}}));
+  EXPECT_EQ(rows.num_tokens, 10);
+  EXPECT_EQ(rows.valid_tokens, 9);
+  int64_t bytes = 0;
+  for (const int32_t target : {50, 51, 52, 53, 54, 55, 1, 2}) bytes += ListSource::bytes_of(target);
+  EXPECT_EQ(batch.num_bytes, bytes);
+}
+
+TEST(ValidationSet, PaddingBehindADocumentsEndJoinsTheLastSegment) {
+  const Sources sources = make_sources(
+      std::make_unique<ListSource>("short", std::vector<int32_t>{1, kEnd, 3, kEnd, 5}));
+  const ValidationSet set(sources, make_config(8, 1, 1, 1.0), kEnd);
+  ASSERT_EQ(set.num_windows(), 1);
+  const MicroBatch row = set.batch(0, 1).micro_batch;
+  EXPECT_EQ(row.targets, (std::vector<int32_t>{1, kEnd, -100, kEnd, -100, -100, -100, -100}));
+  EXPECT_EQ(row.token_mask, (std::vector<uint8_t>{1, 1, 1, 1, 1, 0, 0, 0}));
+  EXPECT_EQ(row.segments, (std::vector<Segment>{{0, 0, 3}, {0, 3, 5}}));
+  EXPECT_EQ(row.positions, (std::vector<int32_t>{0, 1, 2, 0, 1, 2, 3, 4}));
+  EXPECT_EQ(row.num_tokens, 5);
+  EXPECT_EQ(row.valid_tokens, 3);
+}
+
+TEST(ValidationSet, NothingHeldOutIsNoWindow) {
+  const Sources sources = make_sources(counting(40));
+  EXPECT_EQ(ValidationSet(sources, make_config(6, 1, 1, 0.0), kEnd).num_windows(), 0);
+  EXPECT_EQ(ValidationSet(sources, make_config(6, 1, 1, 0.025), kEnd).num_windows(), 1);  // 1 token
+}
+
 TEST(ValidationSet, SourcesTakeTurns) {
   const Sources sources = make_sources(counting(8), counting(20, 100), counting(3, 200));
   const ValidationSet set(sources, make_config(4, 1, 1, 1.0), kEnd);
-  ASSERT_EQ(set.num_windows(), 7);  // 2, 5 and none
+  ASSERT_EQ(set.num_windows(), 8);  // 2, 5 and one with padding
   std::vector<int32_t> last_targets;
-  for (int64_t i = 0; i < 7; ++i) {
+  for (int64_t i = 0; i < 8; ++i) {
     last_targets.push_back(set.batch(i, 1).micro_batch.targets.back());
   }
-  EXPECT_EQ(last_targets, (std::vector<int32_t>{3, 103, 7, 107, 111, 115, 119}));
+  EXPECT_EQ(last_targets, (std::vector<int32_t>{3, 103, -100, 7, 107, 111, 115, 119}));
 }
 
 TEST(ValidationSet, RefusesWindowsOutOfRange) {
@@ -482,12 +565,12 @@ TEST(DataLoader, RefusesWhatCannotBeTrainedOn) {
             "training.seq_len is 0, want at least 1");
   EXPECT_EQ(message(ErrorKind::kUsage, 90,
                     [](RunConfig& config) { config.training.local_batch_size = 0; }),
-            "training.local_batch_size is 0, want at least 1");
+            "configuration: training.local_batch_size is 0, want at least 1");
   for (const int64_t global : {5, -2}) {
     EXPECT_EQ(message(ErrorKind::kUsage, 90,
                       [&](RunConfig& config) { config.training.global_batch_size = global; }),
-              cat("training.global_batch_size is ", global,
-                  ", want a multiple of training.local_batch_size 2"));
+              cat("configuration: training.global_batch_size is ", global,
+                  " and training.local_batch_size is 2, want a multiple"));
   }
 }
 

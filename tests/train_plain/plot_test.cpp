@@ -131,6 +131,28 @@ TEST(Plot, TheFrameMapsTheEndsOfTheData) {
   EXPECT_EQ(by, top);
 }
 
+TEST(Plot, ALogarithmicXAxisPutsEqualFactorsAtEqualDistances) {
+  LineChart chart = chart_of({{1e-4, 0}, {1e-3, 1}, {1e-2, 4}});
+  chart.x_low = 1e-4;
+  chart.x_high = 1e-2;
+  chart.log_x = true;
+  chart.x_label = "rate <r>";
+  const std::string svg = render_line_chart(chart);
+  EXPECT_EQ(test::attribute_after(svg, "<svg", "data-log-x"), "1");
+  EXPECT_EQ(test::attribute_after(svg, "<svg", "data-x"), "rate &lt;r&gt;");
+  EXPECT_NE(svg.find(">0.0001</text>"), std::string::npos) << svg;
+  EXPECT_NE(svg.find(">0.01</text>"), std::string::npos) << svg;
+  double ax, ay, bx, by, cx, cy;
+  const std::string line = test::attribute_after(svg, "class=\"line main\"", "d");
+  ASSERT_EQ(std::sscanf(line.c_str(), "M%lf %lfL%lf %lfL%lf %lf", &ax, &ay, &bx, &by, &cx, &cy), 6)
+      << line;
+  EXPECT_NEAR(bx - ax, cx - bx, 0.02);
+  EXPECT_GT(bx, ax);
+  const std::string linear = render_line_chart(chart_of({{0, 0}, {100, 4}}));
+  EXPECT_EQ(test::attribute_after(linear, "<svg", "data-x"), "step");
+  EXPECT_EQ(linear.find("data-log-x"), std::string::npos);
+}
+
 TEST(Plot, OnlyWidePositiveRangesAreLogarithmic) {
   const auto is_log = [](LineChart chart) {
     return test::attribute_after(render_line_chart(chart), "<svg", "data-frame").ends_with(" 1");

@@ -66,6 +66,7 @@ TEST(RunConfig, NoFieldIsWithoutAKey) {
   check(config.validation, "validation");
   check(config.checkpoint, "checkpoint");
   check(config.metrics, "metrics");
+  check(config.profiling, "profiling");
   check(config.sample, "sample");
 }
 
@@ -86,6 +87,14 @@ TEST(RunConfig, RefusesContradictions) {
        "model.dim is 100 and model.num_heads is 4, which makes heads 25 wide, want an even width"},
       {[](RunConfig& c) { c.training.global_batch_size = 24; },
        "training.global_batch_size is 24 and training.local_batch_size is 16, want a multiple"},
+      {[](RunConfig& c) { c.training.batch_ramp_start = 24; },
+       "training.batch_ramp_start is 24 and training.batch_ramp_steps is 0, want both or neither "
+       "above 0"},
+      {[](RunConfig& c) {
+         c.profiling.num_steps = 1;
+         c.profiling.start_step = 501;
+       },
+       "profiling.start_step is 501 and training.steps is 500, want a step of the run"},
       {[](RunConfig& c) {
          c.data.path = {"a", "b"};
          c.data.weights = {1};
@@ -147,6 +156,9 @@ TEST(RunConfig, TakesTheEdgesOfTheRules) {
       [](RunConfig& c) { c.moe.top_k = c.moe.num_experts; },
       [](RunConfig& c) { c.model.dim = 130, c.model.head_dim = 32; },
       [](RunConfig& c) { c.training.global_batch_size = 2 * c.training.local_batch_size; },
+      [](RunConfig& c) { c.training.batch_ramp_start = 16, c.training.batch_ramp_steps = 1; },
+      [](RunConfig& c) { c.profiling.num_steps = 1, c.profiling.start_step = 500; },
+      [](RunConfig& c) { c.profiling.start_step = 501; },
       [](RunConfig& c) { c.checkpoint.keep_latest_k = 2; },
       [](RunConfig& c) { c.checkpoint.enable = false; },
       [](RunConfig& c) { c.checkpoint.resume = "runs/a/checkpoints/step-5"; },

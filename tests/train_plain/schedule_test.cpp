@@ -95,5 +95,88 @@ TEST(LearningRate, RefusesUnknownShapesAndStepsOutOfRange) {
   EXPECT_EQ(message({}, 11), "learning rate: step is 11, want 0 to 10");
 }
 
+// ---------------------------------------------------------------------------------------------------
+
+TrainingSection ramp_section(int64_t local, int64_t global, int64_t start, int64_t steps) {
+  TrainingSection training;
+  training.local_batch_size = local;
+  training.global_batch_size = global;
+  training.batch_ramp_start = start;
+  training.batch_ramp_steps = steps;
+  return training;
+}
+
+TEST(GlobalBatchSize, GrowsInWholeLocalBatches) {
+  const struct {
+    TrainingSection training;
+    std::vector<int64_t> want;  // of steps 0, 1, ...
+  } cases[] = {
+      {ramp_section(4, 0, 0, 0), {4, 4, 4}},
+      {ramp_section(4, 12, 0, 0), {12, 12, 12}},
+      {ramp_section(2, 8, 2, 6), {2, 2, 4, 4, 6, 6, 8, 8, 8}},
+      {ramp_section(3, 15, 3, 5), {3, 3, 6, 9, 12, 15, 15}},
+      {ramp_section(2, 12, 4, 2), {4, 8, 12, 12}},  // more than one local batch a step
+      {ramp_section(5, 10, 5, 1), {5, 10, 10}},
+      {ramp_section(5, 10, 10, 7), {10, 10, 10}},  // starts at the end
+      {ramp_section(3, 0, 3, 4), {3, 3, 3}},
+  };
+  for (const auto& c : cases) {
+    for (size_t step = 0; step < c.want.size(); ++step) {
+      EXPECT_EQ(global_batch_size(c.training, static_cast<int64_t>(step)), c.want[step])
+          << c.training.batch_ramp_steps << " steps, step " << step;
+    }
+  }
+}
+
+TEST(GlobalBatchSize, LargeNumbersDoNotOverflow) {
+  const TrainingSection training = ramp_section(1, 1 << 20, 1, 1'000'000'000);
+  EXPECT_EQ(global_batch_size(training, 999'999'999), (1 << 20) - 1);
+  EXPECT_EQ(global_batch_size(training, 1'000'000'000), 1 << 20);
+  EXPECT_EQ(num_sequences(training, 0, 1), 1);
+}
+
+TEST(NumSequences, IsTheSumOverTheSteps) {
+  const TrainingSection sections[] = {ramp_section(4, 0, 0, 0),   ramp_section(2, 8, 2, 6),
+                                      ramp_section(3, 15, 3, 5),  ramp_section(2, 12, 4, 2),
+                                      ramp_section(5, 10, 10, 7), ramp_section(1, 40, 3, 11)};
+  for (const TrainingSection& training : sections) {
+    for (int64_t begin = 0; begin <= 14; ++begin) {
+      int64_t sum = 0;
+      for (int64_t end = begin; end <= 15; ++end) {
+        EXPECT_EQ(num_sequences(training, begin, end), sum)
+            << training.batch_ramp_steps << " steps, [" << begin << ", " << end << ")";
+        sum += global_batch_size(training, end);
+      }
+    }
+  }
+}
+
+TEST(GlobalBatchSize, RefusesContradictions) {
+  const struct {
+    TrainingSection training;
+    const char* want;
+  } cases[] = {
+      {ramp_section(4, 6, 0, 0),
+       "training.global_batch_size is 6 and training.local_batch_size is 4, want a multiple"},
+      {ramp_section(4, 8, 6, 3),
+       "training.batch_ramp_start is 6 and training.local_batch_size is 4, want a multiple"},
+      {ramp_section(4, 8, 12, 3),
+       "training.batch_ramp_start is 12 and training.global_batch_size is 8, want no more"},
+      {ramp_section(4, 0, 8, 3),
+       "training.batch_ramp_start is 8 and training.global_batch_size is 4, want no more"},
+      {ramp_section(4, 8, 4, 0),
+       "training.batch_ramp_start is 4 and training.batch_ramp_steps is 0, want both or neither "
+       "above 0"},
+      {ramp_section(4, 8, 0, 3),
+       "training.batch_ramp_start is 0 and training.batch_ramp_steps is 3, want both or neither "
+       "above 0"},
+      {ramp_section(0, 8, 0, 0), "training.local_batch_size is 0, want at least 1"},
+  };
+  for (const auto& c : cases) {
+    EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { global_batch_size(c.training, 0); }),
+              std::string("configuration: ") + c.want);
+  }
+}
+
 }  // namespace
 }  // namespace amoeba::train

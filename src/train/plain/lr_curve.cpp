@@ -209,7 +209,8 @@ std::string format_lr_suggestion(const LrSuggestion& suggestion) {
     text += cat("a tenth of the lr of the lowest loss is ", rate(suggestion.tenth_of_best), "\n");
   }
   if (!suggestion.doubt.empty()) return text + "not clear: " + suggestion.doubt;
-  return text + cat("suggestion: --optimizer.lr between the two, with a warm-up");
+  return text + cat("suggestion, the lower of the two: --optimizer.lr ",
+                    rate(std::fmin(suggestion.steepest, suggestion.tenth_of_best)));
 }
 
 }  // namespace amoeba::train

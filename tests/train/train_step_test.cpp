@@ -1,0 +1,255 @@
+// One optimizer step: what padding must not reach, and what the sums over micro-batches are.
+#include "train/train_step.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/equal.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "nn/loss.h"
+#include "train/batch.h"
+#include "train/state.h"
+
+namespace amoeba::test {
+namespace {
+
+using train::MicroBatch;
+using train::RunConfig;
+using train::StepBatch;
+using train::StepResult;
+
+constexpr int64_t kVocab = 29, kLayers = 2, kExperts = 5, kTopK = 2;
+constexpr int64_t kRows = 3, kLength = 11;
+
+nn::ModelConfig model_config(const std::string& backend) {
+  nn::ModelConfig config;
+  config.vocab_size = kVocab;
+  config.num_layers = kLayers;
+  config.max_seq_len = kLength;
+  config.tie_embeddings = true;
+  config.init_std = 0.2;
+  config.attention.dim = 16;
+  config.attention.num_heads = 4;
+  config.attention.num_kv_heads = 2;
+  config.attention.head_dim = 6;
+  config.moe.router.dim = 16;
+  config.moe.router.num_experts = kExperts;
+  config.moe.router.top_k = kTopK;
+  config.moe.hidden_dim = 8;
+  config.moe.num_shared_experts = 1;
+  config.compute_backend = backend;
+  return config;
+}
+
+RunConfig run_config() {
+  RunConfig config;
+  config.moe.aux_loss_coeff = 0.5;  // much, so that it shows
+  config.moe.balance_coeff = 0.25;
+  return config;
+}
+
+struct Trainer {
+  explicit Trainer(const std::string& backend = "for_loop", at::ScalarType dtype = at::kFloat)
+      : model(model_config(backend), at::kCPU, dtype, 5),
+        optimizer((model.store().allocate_training_state(), model.store()),
+                  train::OptimizerSection()) {}
+
+  StepResult step(const StepBatch& batch, const RunConfig& config = run_config()) {
+    return train::train_step(model, optimizer, batch, config, 1e-2);
+  }
+
+  nn::Model model;
+  train::AdamW optimizer;
+};
+
+// Row r has lengths[r] tokens of a fixed text; the rest is padding, filled from `garbage`.
+MicroBatch padded_batch(const std::vector<int64_t>& lengths, int64_t seq_len, uint64_t garbage) {
+  MicroBatch batch;
+  batch.batch_size = static_cast<int64_t>(lengths.size());
+  batch.seq_len = seq_len;
+  std::mt19937_64 text(3), noise(garbage);
+  bool has_padding = false;
+  for (int64_t row = 0; row < batch.batch_size; ++row) {
+    const int64_t length = lengths[static_cast<size_t>(row)];
+    for (int64_t i = 0; i < seq_len; ++i) {
+      const bool inside = i < length;
+      batch.tokens.push_back(static_cast<int32_t>((inside ? text() : noise()) % kVocab));
+      batch.targets.push_back(inside ? static_cast<int32_t>(text() % kVocab)
+                                     : train::kIgnoredTarget);
+      batch.positions.push_back(
+          static_cast<int32_t>(inside ? i : static_cast<int64_t>(noise() % kLength)));
+      batch.token_mask.push_back(inside ? 1 : 0);
+      has_padding |= !inside;
+    }
+    batch.segments.push_back({row, 0, seq_len});
+    batch.num_tokens += length;
+  }
+  batch.valid_tokens = batch.num_tokens;
+  if (!has_padding) batch.token_mask.clear();
+  return batch;
+}
+
+StepBatch step_of(std::vector<MicroBatch> micro_batches) {
+  StepBatch step{std::move(micro_batches), 0, 0};
+  for (const MicroBatch& batch : step.micro_batches) {
+    step.valid_tokens += batch.valid_tokens;
+    step.num_tokens += batch.num_tokens;
+  }
+  return step;
+}
+
+void expect_same_state(Trainer& a, Trainer& b) {
+  const auto &left = a.model.store().groups(), &right = b.model.store().groups();
+  ASSERT_EQ(left.size(), right.size());
+  for (size_t i = 0; i < left.size(); ++i) {
+    EXPECT_TRUE(at::equal(left[i].grad, right[i].grad)) << "gradients of group " << i;
+  }
+  const auto weights = train::weight_tensors(a.model), others = train::weight_tensors(b.model);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    EXPECT_TRUE(at::equal(weights[i].tensor, others[i].tensor)) << weights[i].name;
+  }
+}
+
+struct PaddingCase {
+  std::string backend;
+  at::ScalarType dtype;
+};
+
+class Padding : public testing::TestWithParam<PaddingCase> {};
+
+std::vector<PaddingCase> padding_cases() {
+  std::vector<PaddingCase> cases;
+  for (const nn::ExpertBackend& backend : nn::expert_backends()) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      cases.push_back({std::string(backend.name), dtype});
+    }
+  }
+  return cases;
+}
+
+// Tails of different lengths, a row without padding, a row of nothing else, two micro-batches.
+TEST_P(Padding, ItsContentChangesNoBit) {
+  const auto [backend, dtype] = GetParam();
+  const auto batch = [](uint64_t garbage) {
+    return step_of({padded_batch({kLength - 4, kLength, 1}, kLength, garbage),
+                    padded_batch({kLength - 1, 0, 5}, kLength, garbage + 100)});
+  };
+  Trainer first(backend, dtype);
+  const StepResult want = first.step(batch(1));
+  EXPECT_FALSE(want.rejected);
+  EXPECT_TRUE(std::isfinite(want.loss));
+  EXPECT_GT(want.grad_norm, 0.0);
+  // Every layer routes each token that is no padding, and no other.
+  const at::Tensor routed = want.counts.sum(1);
+  for (int64_t layer = 0; layer < kLayers; ++layer) {
+    EXPECT_EQ(routed.select(0, layer).item<int64_t>(), batch(1).num_tokens * kTopK);
+  }
+  for (const uint64_t garbage : {2, 3, 4}) {
+    Trainer other(backend, dtype);
+    const StepResult got = other.step(batch(garbage));
+    EXPECT_EQ(got.loss, want.loss);
+    EXPECT_EQ(got.grad_norm, want.grad_norm);
+    EXPECT_EQ(got.aux_loss, want.aux_loss);
+    EXPECT_EQ(got.errors, 0);
+    EXPECT_TRUE(at::equal(got.counts, want.counts));
+    expect_same_state(other, first);
+  }
+}
+
+TEST_P(Padding, AStepOfNothingElseIsFinite) {
+  const auto [backend, dtype] = GetParam();
+  Trainer trainer(backend, dtype);
+  const StepResult result = trainer.step(step_of({padded_batch({0, 0}, kLength, 1)}));
+  EXPECT_FALSE(result.rejected);
+  EXPECT_EQ(result.loss, 0.0);
+  EXPECT_EQ(result.grad_norm, 0.0);
+  EXPECT_EQ(result.aux_loss, 0.0);
+  EXPECT_EQ(result.counts.sum().item<int64_t>(), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Padding, testing::ValuesIn(padding_cases()),
+                         [](const auto& row) {
+                           return row.param.backend + "_" + c10::toString(row.param.dtype);
+                         });
+
+// The same tokens without room for padding give the same sums.
+TEST(TrainStep, PaddingIsAsIfItWereNotThere) {
+  Trainer padded, tight;
+  const StepResult got = padded.step(step_of({padded_batch({7}, kLength, 1)}));
+  const StepResult want = tight.step(step_of({padded_batch({7}, 7, 1)}));
+  EXPECT_NEAR(got.loss, want.loss, 1e-6 * want.loss);
+  EXPECT_NEAR(got.grad_norm, want.grad_norm, 1e-5 * want.grad_norm);
+  EXPECT_NEAR(got.aux_loss, want.aux_loss, 1e-6 * want.aux_loss);
+  EXPECT_TRUE(at::equal(got.counts, want.counts));
+  for (size_t i = 0; i < padded.model.store().groups().size(); ++i) {
+    const at::Tensor& left = padded.model.store().groups()[i].grad;
+    const at::Tensor& right = tight.model.store().groups()[i].grad;
+    EXPECT_LE((left - right).abs().max().item<double>(), 1e-5 * right.abs().max().item<double>());
+  }
+}
+
+TEST(TrainStep, ModelLossesCountByTheirShareOfTheTokens) {
+  // Without an update the two micro-batches see the same weights as two steps of their own.
+  const MicroBatch large = padded_batch({kLength, kLength}, kLength, 1);
+  const MicroBatch small = padded_batch({3, 2}, kLength, 1);
+  Trainer alone_large, alone_small, together;
+  const double large_loss = alone_large.step(step_of({large})).aux_loss;
+  const double small_loss = alone_small.step(step_of({small})).aux_loss;
+  const StepResult both = together.step(step_of({large, small}));
+  const double share = 5.0 / (5.0 + 2 * kLength);
+  EXPECT_NEAR(both.aux_loss, (1 - share) * large_loss + share * small_loss, 1e-6);
+  EXPECT_NE(large_loss, small_loss);
+}
+
+TEST(TrainStep, ALossWithCoefficientZeroIsReportedAndNotTrained) {
+  RunConfig without = run_config(), with = run_config();
+  without.moe.aux_loss_coeff = 0;
+  const StepBatch batch = step_of({padded_batch({kLength, 4, 9}, kLength, 1)});
+  Trainer a, b;
+  const StepResult off = a.step(batch, without), on = b.step(batch, with);
+  EXPECT_EQ(off.aux_loss, on.aux_loss);
+  EXPECT_GT(off.aux_loss, 0.0);
+  EXPECT_NE(off.grad_norm, on.grad_norm);
+}
+
+TEST(TrainStep, ARejectedStepKeepsWeightsMomentsAndBias) {
+  Trainer trainer, untouched;
+  const StepBatch batch = step_of({padded_batch({kLength, 4, 9}, kLength, 1)});
+  trainer.step(batch);
+  untouched.step(batch);
+  for (Trainer* each : {&trainer, &untouched}) {
+    const at::NoGradGuard no_grad;
+    each->model.store().groups()[0].master.select(0, 0).fill_(std::nan(""));
+    each->model.store().refresh_compute();
+  }
+  const StepResult result = trainer.step(batch);
+  EXPECT_TRUE(result.rejected);
+  const auto moments = train::optimizer_tensors(trainer.model);
+  const auto before = train::optimizer_tensors(untouched.model);
+  for (size_t i = 0; i < moments.size(); ++i) {
+    EXPECT_TRUE(at::equal(moments[i].tensor, before[i].tensor)) << moments[i].name;
+  }
+  EXPECT_TRUE(at::equal(trainer.model.expert_bias(), untouched.model.expert_bias()));
+  EXPECT_EQ(trainer.optimizer.num_steps().item<double>(), 1.0);
+}
+
+TEST(ToDevice, GivesTheMaskOnlyWhereThereIsPadding) {
+  const MicroBatch batch = padded_batch({4, 6}, 6, 1);
+  const train::DeviceBatch on_device = train::to_device(batch, at::kCPU);
+  ASSERT_EQ(on_device.input.token_mask.scalar_type(), at::kBool);
+  ASSERT_EQ(on_device.input.token_mask.sizes(), at::IntArrayRef{12});
+  for (int64_t t = 0; t < 12; ++t) {
+    const bool padding = t == 4 || t == 5;
+    EXPECT_EQ(on_device.input.token_mask.select(0, t).item<bool>(), !padding) << t;
+    EXPECT_EQ(on_device.targets.select(0, t).item<int64_t>() == nn::kIgnoreIndex, padding) << t;
+  }
+  EXPECT_FALSE(train::to_device(padded_batch({6, 6}, 6, 1), at::kCPU).input.token_mask.defined());
+}
+
+}  // namespace
+}  // namespace amoeba::test
