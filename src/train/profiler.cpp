@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/profiler_kineto.h>
 
+#include <cstdlib>
 #include <memory>
 #include <set>
 
@@ -19,6 +20,8 @@ namespace profiler = torch::autograd::profiler;
 StepTrace::StepTrace(at::Device device) {
   std::set<profiler::ActivityType> activities{profiler::ActivityType::CPU};
   if (device.is_cuda()) activities.insert(profiler::ActivityType::CUDA);
+  // It would print its start and stop into the middle of ours.
+  setenv("KINETO_LOG_LEVEL", "99", /*overwrite=*/0);
   const profiler::ProfilerConfig config(profiler::ProfilerState::KINETO);
   profiler::prepareProfiler(config, activities);
   profiler::enableProfiler(config, activities);

@@ -3,92 +3,25 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <map>
+#include <cstring>
+#include <limits>
 #include <string>
 
 #include "amoeba/error.h"
 #include "support/errors.h"
 #include "support/faults.h"
-#include "support/memory_file_system.h"
-#include "train/device.h"
-#include "train/plain/checkpoint.h"
+#include "support/temporary_folder.h"
+#include "train/lab.h"
 #include "train/plain/metrics.h"
+#include "train/plain/schedule.h"
 
 namespace amoeba::test {
 namespace {
 
 using train::RunConfig;
 using train::RunSummary;
-
-// About 12 KB with structure worth learning.
-std::string some_text() {
-  std::string text;
-  for (int i = 0; i < 240; ++i) {
-    text += "the " + std::string(i % 3 == 0 ? "quick" : "slow") + " fox number " +
-            std::to_string(i * 7 % 100) + " jumps over the lazy dog\n";
-  }
-  return text;
-}
-
-RunConfig small_config() {
-  RunConfig config;
-  config.run.folder = "/run";
-  config.model.dim = 32;
-  config.model.num_layers = 2;
-  config.model.num_heads = 4;
-  config.model.num_kv_heads = 2;
-  config.model.init_std = 0.08;
-  config.moe.num_experts = 4;
-  config.moe.hidden_dim = 24;
-  config.training.steps = 12;
-  config.training.seq_len = 32;
-  config.training.local_batch_size = 4;
-  config.training.global_batch_size = 8;  // two micro-batches a step
-  config.training.num_threads = 2;
-  config.lr_scheduler.warmup_steps = 3;
-  config.data.path = {"/text.txt"};
-  config.validation.interval = 0;
-  config.checkpoint.interval = 0;
-  config.metrics.log_interval = 1;
-  config.metrics.report = false;
-  return config;
-}
-
-struct Lab {
-  Lab() { files.create("/text.txt")->write(some_text()); }
-
-  RunSummary run(RunConfig config, FileSystem* through = nullptr) {
-    const formats::Schema schema = train::make_schema(config);
-    train::Progress progress([&](std::string_view text) { painted += text; },
-                             {.terminal = true, .columns = 80, .min_interval = 0});
-    int64_t polls = 0;
-    train::RunContext context{
-        through != nullptr ? *through : files, progress,
-        [&](LogLevel, std::string_view text) { log += std::string(text) + "\n"; },
-        [&] { return stop_after >= 0 && ++polls > stop_after; }, "amoeba train"};
-    return train::train(config, schema, context);
-  }
-
-  // Every tensor's bytes of a checkpoint, and its state.
-  std::map<std::string, std::string> contents(const std::string& folder) {
-    const train::Checkpoint checkpoint = train::load_checkpoint(files, folder);
-    std::map<std::string, std::string> bytes;
-    for (const auto* group : {&checkpoint.weights, &checkpoint.optimizer}) {
-      for (const formats::TensorEntry& entry : *group) {
-        bytes[entry.name].assign(reinterpret_cast<const char*>(entry.data.data()),
-                                 entry.data.size());
-      }
-    }
-    bytes["state"] = formats::write_json(checkpoint.state);
-    return bytes;
-  }
-
-  MemoryFileSystem files;
-  std::string log;
-  std::string painted;      // what the terminal got
-  int64_t stop_after = -1;  // polls of stop_requested before it says yes; -1: never
-};
 
 TEST(Train, LossFallsAndEverythingIsWritten) {
   Lab lab;
@@ -147,6 +80,43 @@ TEST_P(Resume, ContinuesBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(AtSteps, Resume, testing::Values(1, 5, 11));
 
+class ResumeInRamp : public testing::TestWithParam<int64_t> {};
+
+TEST_P(ResumeInRamp, ContinuesBitForBit) {
+  const int64_t at = GetParam();
+  RunConfig config = small_config();
+  config.training.steps = 9;
+  config.training.local_batch_size = 2;
+  config.training.batch_ramp_start = 2;
+  config.training.batch_ramp_steps = 7;
+  config.checkpoint.interval = at;
+  Lab whole, split;
+  const auto want = whole.contents(whole.run(config).checkpoint);
+  split.stop_after = at - 1;
+  EXPECT_EQ(split.run(config).step, at);
+  split.stop_after = -1;
+  config.checkpoint.resume = "auto";
+  const auto got = split.contents(split.run(config).checkpoint);
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [name, bytes] : want) EXPECT_EQ(got.at(name), bytes) << name;
+  // The tokens of a step are those of its batch size, and every routed row is one of them.
+  const auto history = train::read_metrics(split.files, "/run/metrics.jsonl");
+  ASSERT_EQ(history.steps.size(), 9u);
+  int64_t seen = 0;
+  for (const train::StepRecord& step : history.steps) {
+    const int64_t tokens = train::global_batch_size(config.training, step.step - 1) * 32;
+    seen += tokens;
+    EXPECT_EQ(step.tokens_seen, seen) << step.step;
+    EXPECT_NEAR(step.tokens_per_second * step.step_seconds, static_cast<double>(tokens), 1e-6);
+    int64_t rows = 0;
+    for (const int64_t load : step.experts[0].load) rows += load;
+    EXPECT_EQ(rows, 2 * tokens) << step.step;
+  }
+  EXPECT_EQ(seen, 32 * (2 + 2 + 2 + 4 + 4 + 6 + 6 + 8 + 8));
+}
+
+INSTANTIATE_TEST_SUITE_P(AtSteps, ResumeInRamp, testing::Values(1, 3, 4, 6, 8));
+
 TEST(Train, SameSeedSameBitsOtherSeedOthers) {
   Lab one, two, three;
   RunConfig config = small_config();
@@ -196,6 +166,97 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
       ASSERT_TRUE(std::isfinite(values[i])) << entry.name;
     }
   }
+}
+
+// Writes a checkpoint of `step` to /run whose tensor `name` has NaN from element `begin` to `end`.
+void spoil(Lab& lab, const std::string& folder, int64_t step, const std::string& name, size_t begin,
+           size_t end) {
+  const train::Checkpoint good = train::load_checkpoint(lab.files, folder);
+  train::CheckpointContent content{step, good.weights, good.optimizer, good.state, good.config};
+  std::vector<float> values;
+  for (formats::TensorEntry& entry : content.weights) {
+    if (entry.name != name) continue;
+    values.resize(entry.data.size() / sizeof(float));
+    std::memcpy(values.data(), entry.data.data(), entry.data.size());
+    std::fill(values.begin() + static_cast<std::ptrdiff_t>(begin),
+              values.begin() + static_cast<std::ptrdiff_t>(end),
+              std::numeric_limits<float>::quiet_NaN());
+    entry.data = std::as_bytes(std::span(values));
+  }
+  ASSERT_FALSE(values.empty()) << name;
+  train::save_checkpoint(lab.files, "/run", content);
+}
+
+TEST(Train, AfterNRejectedStepsTheStateIsSavedThenTheReportThenTheRunEnds) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  const std::string good = lab.run(config).checkpoint;
+  spoil(lab, good, 3, "norm.weight", 0, 1);
+  const auto spoiled = lab.contents("/run/checkpoints/step-00000003");
+
+  config.training.steps = 50;
+  config.training.max_rejected_steps = 4;
+  config.checkpoint.resume = "auto";
+  config.metrics.report = true;
+  FaultyFileSystem recording(lab.files);
+  const std::string message =
+      error_message(ErrorKind::kNumeric, [&] { lab.run(config, &recording); });
+  EXPECT_NE(message.find("4 steps in a row were not finite, the last at step 7"), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("saved in /run/checkpoints/step-00000007"), std::string::npos) << message;
+  // The state is the one before the first of them, only its place in the data is not.
+  auto saved = lab.contents("/run/checkpoints/step-00000007");
+  EXPECT_NE(saved.at("state"), spoiled.at("state"));
+  saved["state"] = spoiled.at("state");
+  EXPECT_EQ(saved, spoiled);
+  const auto history = train::read_metrics(lab.files, "/run/metrics.jsonl");
+  EXPECT_EQ(std::count_if(history.steps.begin(), history.steps.end(),
+                          [](const auto& step) { return step.rejected; }),
+            4);
+  ASSERT_EQ(history.ends.size(), 2u);
+  EXPECT_EQ(history.ends.back().reason, "too many steps in a row were not finite");
+  EXPECT_EQ(history.ends.back().checkpoint, "/run/checkpoints/step-00000007");
+  EXPECT_NE(lab.files.read("/run/report.html").find("4 rejected steps"), std::string::npos);
+  // Saved first: a report that cannot be written costs nothing else.
+  const auto place_of = [&](const std::string& what) {
+    const auto& log = recording.log();
+    return std::find_if(
+               log.begin(), log.end(),
+               [&](const std::string& line) { return line.find(what) != std::string::npos; }) -
+           log.begin();
+  };
+  EXPECT_LT(place_of("step-00000007.partial/manifest.json"), place_of("report.html"));
+}
+
+TEST(Train, OnlyRejectedStepsInARowEndTheRun) {
+  // Digits of the text have NaN embeddings; a window with '7' comes now and then.
+  Lab lab;
+  std::string text;
+  for (int line = 0; line < 400; ++line) {
+    text += line % 20 == 3 ? "a line with 7 in it\n" : "one line like the others is\n";
+  }
+  lab.files.corrupt("/text.txt", text);
+  RunConfig config = small_config();
+  config.model.tie_embeddings = false;
+  config.training.global_batch_size = 4;
+  config.training.steps = 2;
+  const std::string good = lab.run(config).checkpoint;
+  const auto row = static_cast<size_t>('7') * 32;
+  spoil(lab, good, 3, "tok_embeddings.weight", row, row + 32);
+  config.training.steps = 40;
+  config.training.max_rejected_steps = 6;
+  config.checkpoint.resume = "auto";
+  EXPECT_EQ(lab.run(config).step, 40);
+  const auto history = train::read_metrics(lab.files, "/run/metrics.jsonl");
+  int64_t rejected = 0, longest = 0, in_a_row = 0;
+  for (const train::StepRecord& step : history.steps) {
+    in_a_row = step.rejected ? in_a_row + 1 : 0;
+    longest = std::max(longest, in_a_row);
+    rejected += step.rejected ? 1 : 0;
+  }
+  EXPECT_LT(longest, 6);
+  EXPECT_GT(rejected, 6) << "more in all than are allowed in a row";
 }
 
 TEST(Train, ARejectedStepNamesTheBitsOfTheErrorWord) {
@@ -369,6 +430,108 @@ TEST(Train, AVocabularyBelowTheTokenizersIsRefused) {
   const std::string message = error_message(ErrorKind::kUsage, [&] { lab.run(config); });
   EXPECT_NE(message.find("model.vocab_size: got 100, want at least 257"), std::string::npos)
       << message;
+}
+
+TEST(Train, AHeldOutPartShorterThanAWindowIsValidated) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  config.data.validation_fraction = 0.002;  // some 20 bytes
+  const RunSummary summary = lab.run(config);
+  const auto validations = train::read_metrics(lab.files, "/run/metrics.jsonl").validations;
+  ASSERT_EQ(validations.size(), 1u);
+  EXPECT_EQ(validations[0].windows, 1);
+  EXPECT_NEAR(summary.validation_loss, std::log(264.0), 1.5);
+  EXPECT_NEAR(summary.validation_loss / std::log(2.0), summary.bits_per_byte, 1e-9);
+}
+
+TEST(Train, ScalarsForTensorBoardChangeNothingElse) {
+  Lab without, with;
+  RunConfig config = small_config();
+  config.training.steps = 4;
+  const auto want = without.contents(without.run(config).checkpoint);
+  EXPECT_FALSE(without.files.exists("/run/tensorboard"));
+  config.metrics.tensorboard = true;
+  EXPECT_EQ(with.contents(with.run(config).checkpoint), want);
+  ASSERT_EQ(with.files.list("/run/tensorboard").size(), 1u);
+  const std::string events =
+      with.files.read("/run/tensorboard/" + with.files.list("/run/tensorboard")[0]);
+  for (const char* tag : {"loss_metrics/global_avg_loss", "experts/layer_1/max_over_mean",
+                          "validation_metrics/bits_per_byte"}) {
+    EXPECT_NE(events.find(tag), std::string::npos) << tag;
+  }
+  // Another session, another file.
+  config.training.steps = 6;
+  config.checkpoint.resume = "auto";
+  with.run(config);
+  EXPECT_EQ(with.files.list("/run/tensorboard").size(), 2u);
+}
+
+// LibTorch writes traces itself: this needs a disk.
+struct Disk {
+  Disk() { files.create(folder.path() + "/text.txt")->write(some_text()); }
+  RunConfig config() const {
+    RunConfig config = small_config();
+    config.training.steps = 5;
+    config.data.path = {folder.path() + "/text.txt"};
+    config.run.folder = folder.path() + "/run";
+    return config;
+  }
+  TemporaryFolder folder;
+  PosixFileSystem files;
+};
+
+TEST(Train, TracesTheStepsAskedFor) {
+  Disk disk;
+  Lab lab, plain;
+  RunConfig config = disk.config();
+  config.profiling.start_step = 3;
+  config.profiling.num_steps = 2;
+  lab.run(config, &disk.files);
+  const std::string traces = config.run.folder + "/traces";
+  ASSERT_EQ(disk.files.list(traces),
+            (std::vector<std::string>{"step-00000003.json", "step-00000004.json"}));
+  for (const int64_t step : {3, 4}) {
+    const std::string path = cat(traces, "/step-0000000", step, ".json");
+    EXPECT_NE(lab.log.find("trace: " + path), std::string::npos) << lab.log;
+    const formats::Value trace = formats::parse_json(disk.files.read(path), path);
+    std::map<std::string, int64_t> ranges;
+    int64_t operators = 0;
+    for (const formats::Value& event : trace.array_at("traceEvents", path)) {
+      const formats::Value* category = event.find("cat");
+      if (category == nullptr) continue;
+      if (formats::write_json(*category) == "\"cpu_op\"") ++operators;
+      if (formats::write_json(*category) != "\"user_annotation\"") continue;
+      ++ranges[event.string_at("name", path)];
+      EXPECT_GE(event.number_at("dur", path), 0);
+    }
+    // Two micro-batches, two layers.
+    EXPECT_EQ(ranges, (std::map<std::string, int64_t>{{cat("step ", step), 1},
+                                                      {"data", 1},
+                                                      {"attention", 4},
+                                                      {"router", 4},
+                                                      {"experts", 4},
+                                                      {"loss", 2},
+                                                      {"backward", 2},
+                                                      {"optimizer", 1}}));
+    EXPECT_GT(operators, 100);
+  }
+  RunConfig same = small_config();
+  same.training.steps = 5;
+  EXPECT_EQ(checkpoint_contents(disk.files, config.run.folder + "/checkpoints/step-00000005"),
+            plain.contents(plain.run(same).checkpoint));
+}
+
+TEST(Train, ATraceThatCannotBeWrittenIsAWarning) {
+  Disk disk;
+  Lab lab;
+  RunConfig config = disk.config();
+  config.profiling.start_step = 2;
+  config.profiling.num_steps = 1;
+  disk.files.create_directories(config.run.folder);
+  disk.files.create(config.run.folder + "/traces")->write("in the way");
+  EXPECT_EQ(lab.run(config, &disk.files).step, 5);
+  EXPECT_NE(lab.log.find("/run/traces"), std::string::npos) << lab.log;
 }
 
 }  // namespace
