@@ -7,6 +7,7 @@ Runs are tiny (45 thousand parameters) and on one thread, so that they repeat to
 import array
 import fcntl
 import json
+import math
 import os
 import pathlib
 import pty
@@ -23,7 +24,7 @@ import unittest
 
 BINARY = ""  # set by main
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
-VERBS = ["train", "generate", "eval", "config", "doctor"]
+VERBS = ["train", "find-lr", "generate", "eval", "config", "doctor"]
 BACKENDS = ["grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
 TIMEOUT = 60  # seconds until a process that hangs fails its test
 
@@ -169,6 +170,11 @@ class Usage(CliTest):
         ("generate --checkpoint run --prompt x --temperature nan", "--temperature", "'nan'"),
         ("generate --checkpoint run --prompt x --seed 1e3", "--seed", "'1e3'"),
         ("train", "data.path is empty"),
+        ("find-lr", "data.path is empty"),
+        ("find-lr --min-lr fast", "--min-lr", "'fast'"),
+        ("find-lr --num-steps 19", "--num-steps is 19", "at least 20"),
+        ("find-lr --min-lr 0.1 --max-lr 0.5", "--min-lr is 0.1", "--max-lr is 0.5", "ten times"),
+        ("find-lr --training.stepz 3", "'training.stepz'", "did you mean 'training.steps'?"),
     ]
     TRAIN_CASES = [  # behind `train --config tiny.toml --data.path text.txt`
         ("--frob 3", "unknown", "'frob'"),
@@ -194,6 +200,12 @@ class Usage(CliTest):
         ("--moe.top_k 5", "moe.top_k is 5", "moe.num_experts is 4"),
         ("--training.global_batch_size 3", "training.global_batch_size is 3",
          "training.local_batch_size is 2"),
+        ("--training.batch_ramp_start 2", "training.batch_ramp_start is 2",
+         "training.batch_ramp_steps is 0"),
+        ("--training.batch_ramp_start 4 --training.batch_ramp_steps 3",
+         "training.batch_ramp_start is 4", "training.global_batch_size is 2"),
+        ("--profiling.num_steps 1 --profiling.start_step 7", "profiling.start_step is 7",
+         "training.steps is 6"),
         ("--model.num_kv_heads 3", "model.num_heads is 4", "model.num_kv_heads is 3"),
         ("--model.dim 30", "model.dim is 30", "model.num_heads is 4"),
         ("--checkpoint.keep_latest_k 1", "checkpoint.keep_latest_k is 1"),
@@ -492,12 +504,14 @@ class Run(CliTest):
         self.assertEqual(other["windows"], size // 32)
         self.assertNotEqual(other["loss"], self.eval()["loss"])
         self.assertEqual(self.eval("--text", "other.txt", "--max-windows", "3")["windows"], 3)
+        short = self.eval("--text", "short.txt")  # one window with padding
+        self.assertEqual(short["windows"], 1)
+        self.assertAlmostEqual(short["bits_per_byte"], short["loss"] / math.log(2), delta=1e-5)
 
     def test_eval_refuses(self):
         for arguments, code, *words in [
                 ("--text missing.txt", DATA, "'missing.txt'"),
                 ("--text empty.txt", DATA, "'empty.txt'", "empty"),
-                ("--text short.txt", DATA, "no full window", "32"),
                 ("--compute-backend fastest", USAGE, "'fastest'", *BACKENDS),
                 ("--compute-backend bmm", USAGE, "'bmm'", "batched_mm_capacity")]:
             self.refuse(["eval", "--checkpoint", "run", *arguments.split()], code, *words)
@@ -519,6 +533,47 @@ class Run(CliTest):
                              "--model.dim", "64")
         self.check_refusal(result, DATA, "tensor", "32", "64", "configuration", only=False)
         self.assertIn("model.dim was 32, is now 64", result.err)
+
+
+class Extras(CliTest):
+    """What a run writes besides checkpoints, metrics and report, and the verb that finds a rate."""
+
+    def test_traces_of_chosen_steps(self):
+        result = self.succeed("train", *TINY, "--run.folder", "traced", "--profiling.start_step",
+                              "5", "--profiling.num_steps", "3")
+        traces = sorted((self.folder / "traced/traces").iterdir())
+        self.assertEqual([path.name for path in traces],
+                         ["step-00000005.json", "step-00000006.json"])  # the run ends at 6
+        for path, step in zip(traces, [5, 6]):
+            self.assertIn(f"trace: traced/traces/{path.name}", result.err)
+            events = json.loads(path.read_text())["traceEvents"]
+            names = {event["name"] for event in events if event.get("cat") == "user_annotation"}
+            self.assertEqual(names, {f"step {step}", "data", "attention", "router", "experts",
+                                     "loss", "backward", "optimizer"})
+            self.assertGreater(sum(event.get("cat") == "cpu_op" for event in events), 100)
+        self.assertNotIn("USDT", result.err)
+
+    def test_batch_ramp(self):
+        self.succeed("train", *TINY, "--run.folder", "ramp", "--training.global_batch_size", "6",
+                     "--training.batch_ramp_start", "2", "--training.batch_ramp_steps", "4")
+        seen = [step["tokens_seen"] for step in metrics_of(self.folder / "ramp", "step")]
+        sizes = [after - before for before, after in zip([0] + seen, seen)]
+        self.assertEqual(sizes, [32 * sequences for sequences in [2, 2, 4, 4, 6, 6]])
+
+    def test_find_lr(self):
+        result = self.succeed("find-lr", *TINY, "--run.folder", "rates", "--num-steps", "30",
+                              "--min-lr", "1e-4")
+        self.assertEqual(sorted(path.name for path in (self.folder / "rates").iterdir()),
+                         ["lr_finder.html", "lr_finder.json"])
+        found = json.loads((self.folder / "rates/lr_finder.json").read_text())
+        self.assertAlmostEqual(found["points"][0]["lr"], 1e-4)
+        self.assertLessEqual(len(found["points"]), 30)
+        self.assertIn("amoeba find-lr", found["command"])
+        for words in [b"        lr      loss  smoothed\n", b"ended after ", b"curve:  rates/",
+                      b"values: rates/lr_finder.json"]:
+            self.assertIn(words, result.out)
+        self.assertRegex(result.out, rb"suggestion, the lower of the two|not clear: ")
+        self.assertIn("find-lr: 3/30  lr: ", result.err)
 
 
 class Stopping(CliTest):
