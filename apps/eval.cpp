@@ -40,8 +40,9 @@ int run_eval(const Arguments& arguments) {
     config.data.validation_fraction = 1.0;
   }
   const train::ValidationData data = train::open_validation_data(files, config, *loaded.tokenizer);
-  AMOEBA_CHECK_KIND(kData, data.set.num_windows() > 0, "eval: the text holds no full window of ",
-                    config.training.seq_len, " tokens");
+  AMOEBA_CHECK_KIND(kData, data.set.num_windows() > 0, "eval: the run holds out no text ",
+                    "(data.validation_fraction is ", config.data.validation_fraction,
+                    "), want --text FILE");
   catch_stop_signals();
   const Clock clock;
   options.batch_size = config.training.local_batch_size;

@@ -3,6 +3,17 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 scripts/setup.sh
 
+# What tests compare with; they are skipped without.
+install_oracles() {
+  local missing
+  mapfile -t missing < <(.venv/bin/python scripts/missing_requirements.py scripts/requirements-oracles.txt)
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say "installing packages that tests compare with: ${missing[*]}"
+  .venv/bin/python -m pip install --disable-pip-version-check --retries 1 -q "${missing[@]}" >/dev/null 2>&1 ||
+    say "pip could not install ${missing[*]}: the tests that compare with them are skipped"
+}
+install_oracles
+
 if [ -e .git ]; then
   say "whitespace of tracked files"
   git --no-pager diff --check "$(git hash-object -t tree /dev/null)"

@@ -516,6 +516,12 @@ class Run(CliTest):
                 ("--compute-backend bmm", USAGE, "'bmm'", "batched_mm_capacity")]:
             self.refuse(["eval", "--checkpoint", "run", *arguments.split()], code, *words)
 
+    def test_eval_without_text_held_out(self):
+        self.succeed("train", *TINY, "--run.folder", "all", "--training.steps", "1",
+                     "--data.validation_fraction", "0")
+        self.refuse(["eval", "--checkpoint", "all"], DATA, "data.validation_fraction is 0",
+                    "--text")
+
     def test_a_finished_run_is_not_overwritten(self):
         before = snapshot(self.run_folder)
         self.refuse(["train", *TINY, "--run.folder", "run"], USAGE, "'run'", "step 6",
