@@ -1,6 +1,7 @@
 // The decoder: token embedding, blocks of attention and Mixture-of-Experts, final norm.
 //
-// Legend: B sequences, S tokens each, T = B*S, D model width, L layers, E experts, V vocabulary.
+// Legend: B sequences, S tokens each, T = B*S, D model width, L layers, M of them
+// Mixture-of-Experts (the others, first, are dense), E experts, V vocabulary.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,17 +19,24 @@
 
 namespace amoeba::nn {
 
+// What a block keeps from forward to backward besides its input and its routing ids, which every
+// mode keeps: everything; nothing, the block is computed again; or the attention half only, the
+// feed-forward half is computed again.
+enum class ActivationCheckpoint { kNone, kFull, kSelective };
+
 struct ModelConfig {
   int64_t vocab_size = 0;
   int64_t num_layers = 0;
-  int64_t max_seq_len = 0;  // positions of the rotary table
-  double rope_theta = 10000.0;
+  int64_t num_dense_layers = 0;  // the first ones, with a dense feed-forward network
+  int64_t dense_hidden_dim = 0;  // of that network
+  int64_t max_seq_len = 0;       // positions of the rotary table
   bool tie_embeddings = false;
   double embedding_std = 1.0;
   double init_std = 0.02;  // of the linear maps; see LayerInit
   AttentionConfig attention;
   MoeConfig moe;
   std::string compute_backend = "auto";
+  ActivationCheckpoint activation_checkpoint = ActivationCheckpoint::kNone;
 };
 
 struct ModelInput {
@@ -39,21 +47,24 @@ struct ModelInput {
 
 struct ModelOutput {
   at::Tensor hidden;    // [T, D] after the final norm
-  at::Tensor counts;    // [L, E] int64, tokens each expert got
-  at::Tensor aux_loss;  // fp32 scalar, mean over layers
+  at::Tensor counts;    // [M, E] int64, tokens each expert got
+  at::Tensor aux_loss;  // fp32 scalar, mean over the MoE layers; 0 without any
+  at::Tensor z_loss;    // likewise
 };
 
 struct BlockOutput {
   at::Tensor hidden;      // [T, D]
-  at::Tensor expert_ids;  // [T, K]
+  at::Tensor expert_ids;  // [T, K]; this and all below undefined in a dense layer
   at::Tensor counts;      // [E]
   at::Tensor aux_loss;
+  at::Tensor z_loss;
 };
 
 // Exact sizes and work of a configuration.
 struct ModelSize {
   int64_t total = 0;           // trained parameters; the balance bias is a buffer
   int64_t active = 0;          // the routed experts counted K of E
+  int64_t sparse = 0;          // of total: routers, routed and shared experts
   double flops_per_token = 0;  // forward and backward, 6 (active - input embedding) + attention
 };
 
@@ -82,7 +93,7 @@ class Model {
   at::Device device() const { return expert_bias_.device(); }
   ParameterStore& store() { return store_; }
   const ParameterStore& store() const { return store_; }
-  at::Tensor& expert_bias() { return expert_bias_; }  // [L, E] fp32 buffer
+  at::Tensor& expert_bias() { return expert_bias_; }  // [M, E] fp32 buffer
   at::Tensor& error_word() { return error_word_; }    // [1] int32
   const ExpertChoice& expert_choice() const { return expert_choice_; }
   ExpertStats& expert_stats() { return expert_stats_; }

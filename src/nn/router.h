@@ -1,4 +1,5 @@
-// The router: token-choice top-K over softmax scores with bias-corrected selection.
+// The router: token-choice top-K over softmax or sigmoid scores with bias-corrected, optionally
+// node-limited selection.
 //
 // Legend: T tokens, D model width, E experts, K choices per token.
 #pragma once
@@ -12,24 +13,44 @@
 
 namespace amoeba::nn {
 
+enum class ScoreFunction { kSoftmax, kSigmoid };
+
 struct RouterConfig {
   int64_t dim = 0;
   int64_t num_experts = 0;
   int64_t top_k = 0;
+  ScoreFunction score_function = ScoreFunction::kSoftmax;
+  // Node-limited selection (DeepSeek-V2, section 2.2.2): of num_groups groups of neighbouring
+  // experts only the num_limited_groups best can be chosen. 0: off.
+  int64_t num_groups = 0;
+  int64_t num_limited_groups = 0;
   bool route_norm = false;  // selected scores divided by their sum
   double route_scale = 1.0;
+  // Benchmarks only: slot t*K + k goes to expert (t*K + k) mod E, whatever the scores, which are
+  // still gathered at these ids.
+  bool force_balance = false;
 };
+
+// Error(kUsage) for sizes that do not fit together: E not a multiple of the groups, fewer than two
+// experts a group, more limited groups than groups, top_k beyond what the limited groups hold.
+void check_router_config(const RouterConfig& config);
 
 struct RouterOutput {
   at::Tensor scores;      // [T, K] fp32, differentiable
   at::Tensor expert_ids;  // [T, K] int64 in [0, E); E for tokens outside the mask
   at::Tensor counts;      // [E] int64, tokens inside the mask only
-  at::Tensor aux_loss;    // fp32 scalar, differentiable
+  at::Tensor aux_loss;    // fp32 scalar, differentiable: load_balance_loss
+  at::Tensor z_loss;      // fp32 scalar, differentiable: router_z_loss
 };
 
 // The K largest of each row of choice [T, E] fp32, best first; equal values: the lower id. NaN
 // counts as the lowest value, so ids are always in range and distinct.
 at::Tensor select_experts(const at::Tensor& choice, int64_t top_k);
+
+// choice [T, E] fp32 -> the same with -inf outside each row's best groups. A group's score is the
+// sum of its two best choices; equal groups: the lower one. NaN counts as the lowest value.
+at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups,
+                           int64_t num_limited_groups);
 
 // Rows per expert [E] int64 of ids in [0, E]; E (skipped slots) is not counted. No host read.
 at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts);
@@ -38,6 +59,9 @@ at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts);
 // choices that expert e got (no gradient), P_e its mean score. 1 when balanced.
 at::Tensor load_balance_loss(const at::Tensor& scores_TE, const at::Tensor& counts, int64_t top_k,
                              const at::Tensor& token_mask);
+
+// Mean over the (unmasked) tokens of logsumexp(logits[t])^2 (ST-MoE, Zoph et al. 2022, eq. 5).
+at::Tensor router_z_loss(const at::Tensor& logits, const at::Tensor& token_mask);
 
 class Router {
  public:
