@@ -84,6 +84,37 @@ TEST(RunConfig, RefusesContradictions) {
       {[](RunConfig& c) { c.model.head_dim = 33; }, "model.head_dim is 33, want an even number"},
       {[](RunConfig& c) { c.model.dim = 100; },
        "model.dim is 100 and model.num_heads is 4, which makes heads 25 wide, want an even width"},
+      {[](RunConfig& c) {
+         c.model.attention = "mla";
+         c.model.qk_rope_head_dim = 33;
+       },
+       "model.qk_rope_head_dim is 33, want an even number"},
+      {[](RunConfig& c) {
+         c.model.attention = "mla";
+         c.model.qk_norm = true;
+       },
+       "model.qk_norm is true and model.attention is 'mla', want gqa, or no normalised heads"},
+      {[](RunConfig& c) { c.model.num_dense_layers = 5; },
+       "model.num_dense_layers is 5 and model.num_layers is 4, want no more than there are layers"},
+      {[](RunConfig& c) { c.model.num_dense_layers = 1; },
+       "model.num_dense_layers is 1 and model.dense_hidden_dim is 0, want a width"},
+      {[](RunConfig& c) { c.model.rope_max_seq_len = 255; },
+       "model.rope_max_seq_len is 255 and training.seq_len is 256, want at least that, or 0"},
+      {[](RunConfig& c) { c.model.rope_beta_slow = 32; },
+       "model.rope_beta_fast is 32 and model.rope_beta_slow is 32, want more"},
+      {[](RunConfig& c) { c.moe.num_limited_groups = 3; },
+       "moe.num_groups is 0 and moe.num_limited_groups is 3, want both or neither"},
+      {[](RunConfig& c) { c.moe.num_groups = 2; },
+       "moe.num_groups is 2 and moe.num_limited_groups is 0, want both or neither"},
+      {[](RunConfig& c) { c.moe.num_groups = 3, c.moe.num_limited_groups = 1; },
+       "moe.num_experts is 8 and moe.num_groups is 3, want a multiple"},
+      {[](RunConfig& c) { c.moe.num_groups = 8, c.moe.num_limited_groups = 2; },
+       "moe.num_experts is 8 and moe.num_groups is 8, want at least 2 experts a group"},
+      {[](RunConfig& c) { c.moe.num_groups = 4, c.moe.num_limited_groups = 5; },
+       "moe.num_limited_groups is 5 and moe.num_groups is 4, want no more than there are groups"},
+      {[](RunConfig& c) { c.moe.num_groups = 4, c.moe.num_limited_groups = 2, c.moe.top_k = 5; },
+       "moe.top_k is 5 and moe.num_limited_groups is 2, which hold 4 experts, want no more than "
+       "those"},
       {[](RunConfig& c) { c.training.global_batch_size = 24; },
        "training.global_batch_size is 24 and training.local_batch_size is 16, want a multiple"},
       {[](RunConfig& c) {
@@ -127,6 +158,21 @@ TEST(RunConfig, RefusesContradictions) {
        "'moe.balance_coeff' got -0.001, want at least 0"},
       {[](RunConfig& c) { c.optimizer.lr = std::numeric_limits<double>::infinity(); },
        "'optimizer.lr' got inf, want a finite number"},
+      {[](RunConfig& c) { c.model.kv_lora_rank = 0; },
+       "'model.kv_lora_rank' got 0, want at least 1 and at most 1048576"},
+      {[](RunConfig& c) { c.model.qk_rope_head_dim = 0; },
+       "'model.qk_rope_head_dim' got 0, want at least 2 and at most 1048576"},
+      {[](RunConfig& c) { c.model.rope_factor = 0.5; },
+       "'model.rope_factor' got 0.5, want at least 1"},
+      {[](RunConfig& c) { c.moe.z_loss_coeff = -1; },
+       "'moe.z_loss_coeff' got -1.0, want at least 0"},
+      {[](RunConfig& c) { c.model.attention = "mha"; },
+       "'model.attention' got 'mha', want one of gqa, mla; did you mean 'mla'?"},
+      {[](RunConfig& c) { c.moe.score_function = "relu"; },
+       "'moe.score_function' got 'relu', want one of softmax, sigmoid"},
+      {[](RunConfig& c) { c.training.activation_checkpoint = "ful"; },
+       "'training.activation_checkpoint' got 'ful', want one of none, full, selective; did you "
+       "mean 'full'?"},
       {[](RunConfig& c) { c.data.tokenizer = "byte"; },
        "'data.tokenizer' got 'byte', want one of bytes; did you mean 'bytes'?"},
       {[](RunConfig& c) { c.moe.compute_backend = "grouped"; },
@@ -147,6 +193,15 @@ TEST(RunConfig, TakesTheEdgesOfTheRules) {
       [](RunConfig& c) { c.moe.top_k = c.moe.num_experts; },
       [](RunConfig& c) { c.model.dim = 130, c.model.head_dim = 32; },
       [](RunConfig& c) { c.training.global_batch_size = 2 * c.training.local_batch_size; },
+      // Of the other kind of attention nothing is asked.
+      [](RunConfig& c) { c.model.attention = "mla", c.model.num_heads = 3, c.model.dim = 100; },
+      [](RunConfig& c) { c.model.qk_rope_head_dim = 33; },
+      [](RunConfig& c) {
+        c.model.num_dense_layers = c.model.num_layers, c.model.dense_hidden_dim = 1;
+      },
+      [](RunConfig& c) { c.model.rope_max_seq_len = c.training.seq_len; },
+      [](RunConfig& c) { c.moe.num_groups = 4, c.moe.num_limited_groups = 2, c.moe.top_k = 4; },
+      [](RunConfig& c) { c.moe.num_groups = 1, c.moe.num_limited_groups = 1; },
       [](RunConfig& c) { c.checkpoint.keep_latest_k = 2; },
       [](RunConfig& c) { c.checkpoint.enable = false; },
       [](RunConfig& c) { c.checkpoint.resume = "runs/a/checkpoints/step-5"; },
