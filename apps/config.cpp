@@ -26,7 +26,9 @@ int run_config(const Arguments& arguments) {
   const Arguments rest(arguments.begin() + 1, arguments.end());
   if (action == "presets") {
     if (parse({"config presets", "Prints the names for --config.", {}}, rest).help_shown) return 0;
-    for (const std::string& name : train::preset_names()) std::printf("%s\n", name.c_str());
+    for (const train::Preset& preset : train::presets()) {
+      std::printf("%-39s %s\n", preset.name.c_str(), preset.summary.c_str());
+    }
     return 0;
   }
   std::vector<std::string> configs;
