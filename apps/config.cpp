@@ -5,6 +5,7 @@
 #include "apps/options.h"
 #include "apps/verbs.h"
 #include "base/text.h"
+#include "formats/tokenizer.h"
 #include "train/device.h"
 #include "train/memory_plan.h"
 #include "train/model_config.h"
@@ -16,10 +17,6 @@ namespace amoeba::apps {
 namespace {
 
 const std::vector<std::string> kActions = {"show", "check", "keys", "presets", "flavors"};
-
-int64_t tokenizer_vocab_size(const train::RunConfig& config) {
-  return formats::make_tokenizer(config.data.tokenizer)->vocab_size();
-}
 
 nn::ModelSize size_of(const nn::ModelConfig& model, int64_t seq_len) {
   return nn::Model(model, at::kMeta, at::kFloat, /*seed=*/0).size(seq_len);
@@ -59,30 +56,26 @@ void print_flavors() {
 }
 
 // Sizes, work and predicted memory as TOML comments: what is shown stays a configuration.
-void print_size(const train::RunConfig& config) {
+void print_size(train::RunConfig config) {
   train::check_config(config);
-  nn::ModelConfig model = train::make_model_config(config, tokenizer_vocab_size(config));
-  const nn::ModelSize size = size_of(model, config.training.seq_len);
+  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
+  const nn::ModelSize size =
+      size_of(train::make_model_config(config, tokenizer->vocab_size()), config.training.seq_len);
   std::printf("\n# %s parameters, %s active, %.4g GFLOP a token, forward and backward\n",
               format_count(size.total).c_str(), format_count(size.active).c_str(),
               size.flops_per_token * 1e-9);
 
   const at::Device device = train::resolve_device(config.training.device);
   const int64_t capacity = train::memory_usage(device).capacity_bytes;
-  const train::StepSize step = train::step_size(config, device.type());
-  std::printf("# Predicted memory of a step of %lld x %lld tokens in %s on %s, %s:\n",
-              static_cast<long long>(step.batch_size), static_cast<long long>(step.seq_len),
-              config.training.dtype.c_str(), device.str().c_str(),
-              capacity > 0 ? format_bytes(capacity).c_str() : "of unknown size");
-  for (const auto& [name, mode] : {std::pair{"none", nn::ActivationCheckpoint::kNone},
-                                   {"full", nn::ActivationCheckpoint::kFull},
-                                   {"selective", nn::ActivationCheckpoint::kSelective}}) {
-    model.activation_checkpoint = mode;
-    const train::MemoryPlan plan = train::plan_memory(model, step);
-    const bool chosen = config.training.activation_checkpoint == name;
-    std::printf("#  %s activation_checkpoint %-9s %10s%s: %s\n", chosen ? "*" : " ", name,
-                format_bytes(plan.total()).c_str(),
-                capacity > 0 && plan.total() > capacity ? ", DOES NOT FIT" : "",
+  std::printf("# Predicted memory of a step on %s%s:\n", device.str().c_str(),
+              capacity > 0 ? cat(", which has ", format_bytes(capacity)).c_str() : "");
+  const std::string chosen = config.training.activation_checkpoint;
+  for (const std::string mode : {"none", "full", "selective"}) {
+    config.training.activation_checkpoint = mode;
+    const train::MemoryPlan plan = train::plan_memory(config, device.type());
+    std::printf("# %s activation_checkpoint %-9s %10s%s: %s\n", mode == chosen ? "*" : " ",
+                mode.c_str(), format_bytes(plan.total()).c_str(),
+                capacity > 0 && plan.total() > capacity ? " (DOES NOT FIT)" : "",
                 train::describe(plan).c_str());
   }
 }

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "base/text.h"
+#include "formats/tokenizer.h"
 #include "train/device.h"
+#include "train/model_config.h"
 
 namespace amoeba::train {
 
@@ -153,9 +155,12 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
   return plan;
 }
 
-StepSize step_size(const RunConfig& config, at::DeviceType device) {
-  return {config.training.local_batch_size, config.training.seq_len,
-          resolve_dtype(config.training.dtype), device, config.training.loss_chunk_mib << 20};
+MemoryPlan plan_memory(const RunConfig& config, at::DeviceType device) {
+  const TrainingSection& training = config.training;
+  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
+  return plan_memory(make_model_config(config, tokenizer->vocab_size()),
+                     {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
+                      device, training.loss_chunk_mib << 20});
 }
 
 std::string describe(const MemoryPlan& plan) {

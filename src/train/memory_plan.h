@@ -40,8 +40,8 @@ struct MemoryPlan {
 
 MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step);
 
-// Of a run's configuration: `device` as resolved from training.device.
-StepSize step_size(const RunConfig& config, at::DeviceType device);
+// Of a run's configuration, on a device as resolved from training.device.
+MemoryPlan plan_memory(const RunConfig& config, at::DeviceType device);
 
 // "weights 1.0 GiB, gradients 1.0 GiB, ..."; parts of 0 bytes are left out.
 std::string describe(const MemoryPlan& plan);
