@@ -21,8 +21,9 @@ struct MoeConfig {
   int64_t num_shared_experts = 0;  // one FFN of width num_shared_experts * hidden_dim; 0: none
   bool score_before_experts = false;
   ExpertOptions experts;
-  // Applied to the experts' output rows [R, D] (grouped by expert, skipped slots last) before they
-  // are weighted and summed; differentiable. Empty: none.
+  // Applied to the experts' output rows [R, D] (grouped by expert, skipped slots last, whose rows
+  // stay zero) before they are weighted and summed; keeps shape and dtype, differentiable. Empty:
+  // none.
   std::function<at::Tensor(const at::Tensor& rows)> output_postprocess;
 };
 
