@@ -14,15 +14,12 @@
 
 #include "amoeba/experts.h"
 #include "nn/attention.h"
+#include "nn/block.h"
 #include "nn/moe.h"
 #include "nn/parameters.h"
+#include "nn/recompute.h"
 
 namespace amoeba::nn {
-
-// What a block keeps from forward to backward besides its input and its routing ids, which every
-// mode keeps: everything; nothing, the block is computed again; or the attention half only, the
-// feed-forward half is computed again.
-enum class ActivationCheckpoint { kNone, kFull, kSelective };
 
 struct ModelConfig {
   int64_t vocab_size = 0;
@@ -52,14 +49,6 @@ struct ModelOutput {
   at::Tensor z_loss;    // likewise
 };
 
-struct BlockOutput {
-  at::Tensor hidden;      // [T, D]
-  at::Tensor expert_ids;  // [T, K]; this and all below undefined in a dense layer
-  at::Tensor counts;      // [E]
-  at::Tensor aux_loss;
-  at::Tensor z_loss;
-};
-
 // Exact sizes and work of a configuration.
 struct ModelSize {
   int64_t total = 0;           // trained parameters; the balance bias is a buffer
@@ -71,7 +60,8 @@ struct ModelSize {
 class Model {
  public:
   // Allocates parameters on `device` (meta: shapes only) and initialises them from `seed`. A model
-  // is never left uninitialised. Error(kUsage) when the backend cannot run the experts.
+  // is never left uninitialised. Error(kUsage) for sizes that do not fit together and when the
+  // backend cannot run the experts. The model must outlive the backward of what it computed.
   Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed);
 
   // Error(kUsage) for tensors that do not fit the layout and, on the CPU, for positions beyond
@@ -79,6 +69,7 @@ class Model {
   ModelOutput forward(const ModelInput& input, std::vector<KvCache>* caches = nullptr);
 
   // A pure function of (hidden, routing ids): undefined ids are routed, given ids are taken.
+  // `layer` counts all blocks, dense ones first.
   BlockOutput block(int64_t layer, const at::Tensor& hidden, const ModelInput& input,
                     const at::Tensor& expert_ids, KvCache* cache);
 
@@ -90,21 +81,17 @@ class Model {
   ModelSize size(int64_t seq_len) const;
 
   const ModelConfig& config() const { return config_; }
+  int64_t num_moe_layers() const { return config_.num_layers - config_.num_dense_layers; }
   at::Device device() const { return expert_bias_.device(); }
   ParameterStore& store() { return store_; }
   const ParameterStore& store() const { return store_; }
-  at::Tensor& expert_bias() { return expert_bias_; }  // [M, E] fp32 buffer
-  at::Tensor& error_word() { return error_word_; }    // [1] int32
-  const ExpertChoice& expert_choice() const { return expert_choice_; }
+  at::Tensor& expert_bias() { return expert_bias_; }                    // [M, E] fp32 buffer
+  at::Tensor& error_word() { return error_word_; }                      // [1] int32
+  const ExpertChoice& expert_choice() const { return expert_choice_; }  // none in a dense model
+  // Forward passes only: what activation checkpointing computes again is not counted again.
   ExpertStats& expert_stats() { return expert_stats_; }
 
  private:
-  struct Block {
-    const Parameter* attention_norm;
-    Attention attention;
-    const Parameter* ffn_norm;
-    Moe moe;
-  };
   ModelConfig config_;
   ParameterStore store_;
   const Parameter* embedding_;

@@ -32,7 +32,8 @@ struct RopeTable {
 };
 RopeTable make_rope_table(const RopeConfig& config, int64_t num_positions, at::Device device);
 
-// x [T, heads, head_dim], positions [T] int64 within the table -> rotated x, same shape and dtype.
+// x [T, heads, width], positions [T] int64 within the table -> x with its last head_dim columns
+// rotated and those before as they are, same shape and dtype.
 at::Tensor rope(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions);
 
 }  // namespace amoeba::nn

@@ -31,8 +31,14 @@ nn::ModelConfig small_config() {
   config.max_seq_len = kLength;
   config.tie_embeddings = true;
   config.init_std = 0.2;
-  config.attention = {16, 4, 2, 4, true, 1e-5};
-  config.moe.router = {16, 5, 2, true, 1.0};
+  config.attention.dim = config.moe.router.dim = 16;
+  config.attention.num_heads = 4;
+  config.attention.num_kv_heads = 2;
+  config.attention.head_dim = config.attention.rope.head_dim = 4;
+  config.attention.qk_norm = true;
+  config.moe.router.num_experts = 5;
+  config.moe.router.top_k = 2;
+  config.moe.router.route_norm = true;
   config.moe.hidden_dim = 8;
   config.moe.num_shared_experts = 1;
   config.compute_backend = "for_loop";
