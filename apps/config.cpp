@@ -4,6 +4,7 @@
 #include "amoeba/model.h"
 #include "apps/options.h"
 #include "apps/verbs.h"
+#include "base/cuda_driver.h"
 #include "base/text.h"
 #include "formats/tokenizer.h"
 #include "train/device.h"
@@ -65,8 +66,10 @@ void print_size(train::RunConfig config) {
               format_count(size.total).c_str(), format_count(size.active).c_str(),
               size.flops_per_token * 1e-9);
 
-  const at::Device device = train::resolve_device(config.training.device);
-  const int64_t capacity = train::memory_usage(device).capacity_bytes;
+  // A configuration for another machine is shown too.
+  const bool absent = config.training.device == "cuda" && !query_cuda_device(0);
+  const at::Device device = absent ? at::kCUDA : train::resolve_device(config.training.device);
+  const int64_t capacity = absent ? 0 : train::memory_usage(device).capacity_bytes;
   std::printf("# Predicted memory of a step on %s%s:\n", device.str().c_str(),
               capacity > 0 ? cat(", which has ", format_bytes(capacity)).c_str() : "");
   const std::string chosen = config.training.activation_checkpoint;
@@ -75,7 +78,7 @@ void print_size(train::RunConfig config) {
     const train::MemoryPlan plan = train::plan_memory(config, device.type());
     std::printf("# %s activation_checkpoint %-9s %10s%s: %s\n", mode == chosen ? "*" : " ",
                 mode.c_str(), format_bytes(plan.total()).c_str(),
-                capacity > 0 && plan.total() > capacity ? " (DOES NOT FIT)" : "",
+                capacity > 0 && plan.total() > capacity ? " (does not fit)" : "",
                 train::describe(plan).c_str());
   }
 }

@@ -92,8 +92,8 @@ TEST_P(Architectures, TrainTwoSteps) {
 INSTANTIATE_TEST_SUITE_P(Presets, Architectures,
                          testing::Combine(testing::ValuesIn(kArchitectures),
                                           testing::ValuesIn(backends())),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).preset + "_" + std::get<1>(info.param);
+                         [](const auto& test) {
+                           return std::get<0>(test.param).preset + "_" + std::get<1>(test.param);
                          });
 
 // The published model itself, but for the vocabulary.

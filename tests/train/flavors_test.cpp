@@ -104,7 +104,9 @@ TEST(FlavorSizes, AreTheOriginsToTheParameter) {
     const nn::ModelSize size = size_of(model_of(want.flavor, overrides));
     EXPECT_EQ(size.total, want.total);
     EXPECT_EQ(size.active, want.active);
-    if (want.sparse) EXPECT_EQ(size.sparse, *want.sparse);
+    if (want.sparse) {
+      EXPECT_EQ(size.sparse, *want.sparse);
+    }
   }
 }
 

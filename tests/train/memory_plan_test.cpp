@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "amoeba/error.h"
 #include "base/text.h"
 #include "train/device.h"
 #include "train/lab.h"
@@ -134,6 +135,18 @@ TEST(MemoryPlan, DescriptionLeavesOutNothings) {
   plan.weights = 1 << 20;
   plan.backward = 3 << 10;
   EXPECT_EQ(describe(plan), "weights 1.0 MiB, backward 3.0 KiB");
+}
+
+// Said before anything is read or allocated: the missing file ends the run.
+TEST(Train, WarnsOfWhatDoesNotFit) {
+  Lab lab;
+  const train::RunConfig config = configure(
+      "moe_671b", {{"data.path", "/missing"}, {"run.folder", "/run"}, {"training.device", "cpu"}});
+  EXPECT_THROW(lab.run(config), Error);
+  const std::string want =
+      cat("memory: cpu has ", format_bytes(train::memory_usage(at::kCPU).capacity_bytes),
+          ", this run takes 11.1 TiB (weights 2.4 TiB, ");
+  EXPECT_NE(lab.log.find(want), std::string::npos) << lab.log;
 }
 
 TEST(Train, SaysWhatItWillTake) {
