@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <iterator>
+#include <optional>
 #include <utility>
 
 namespace amoeba::nn {
@@ -22,10 +24,10 @@ struct HeldPiece : torch::CustomClassHolder {
 struct Recompute : torch::autograd::Function<Recompute> {
   // Returns hidden and, of a Mixture-of-Experts layer, the two losses, the ids and the counts.
   static variable_list forward(AutogradContext* context, const at::Tensor& hidden,
-                               const at::Tensor& expert_ids, const at::Tensor& anchor,
-                               const BlockPiece& piece) {
+                               const std::optional<at::Tensor>& expert_ids,
+                               const at::Tensor& anchor, const BlockPiece& piece) {
     (void)anchor;
-    const BlockOutput out = piece(hidden, expert_ids, /*again=*/false);
+    const BlockOutput out = piece(hidden, expert_ids.value_or(at::Tensor()), /*again=*/false);
     context->set_materialize_grads(false);
     context->saved_data["piece"] = c10::IValue::make_capsule(c10::make_intrusive<HeldPiece>(piece));
     context->save_for_backward({hidden, out.expert_ids});
@@ -57,7 +59,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
 
 BlockOutput recompute_in_backward(const BlockPiece& piece, const at::Tensor& hidden,
                                   const at::Tensor& expert_ids, const at::Tensor& anchor) {
-  const variable_list out = Recompute::apply(hidden, expert_ids, anchor, piece);
+  const auto ids = expert_ids.defined() ? std::optional(expert_ids) : std::nullopt;
+  const variable_list out = Recompute::apply(hidden, ids, anchor, piece);
   if (out.size() == 1) return {out[0], {}, {}, {}, {}};
   return {out[0], out[3], out[4], out[1], out[2]};
 }
