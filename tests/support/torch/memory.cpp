@@ -1,7 +1,8 @@
 #include "support/torch/memory.h"
 
 #include <atomic>
-#include <utility>
+#include <mutex>
+#include <unordered_map>
 
 namespace amoeba::test {
 
@@ -9,30 +10,43 @@ namespace {
 
 std::atomic<int64_t> live{0}, peak{0};
 
-struct Block {
-  c10::DataPtr inner;
-  int64_t size;
-};
+std::mutex sizes_mutex;
+std::unordered_map<void*, int64_t> sizes;  // of live blocks
+c10::DeleterFnPtr inner_deleter = nullptr;
 
-void free_block(void* context) {
-  auto* block = static_cast<Block*>(context);
-  live -= block->size;
-  delete block;
+void free_block(void* data) {
+  {
+    const std::lock_guard lock(sizes_mutex);
+    const auto block = sizes.find(data);
+    live -= block->second;
+    sizes.erase(block);
+  }
+  inner_deleter(data);
 }
 
-// Hands requests on. Lives for ever: tensors may outlive the counting.
+// Hands requests on. Lives for ever: tensors may outlive the counting. A block's context is its
+// data, as LibTorch's scratch buffers (raw_allocate) want it.
 class CountingAllocator : public c10::Allocator {
  public:
-  explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
+  explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {
+    inner_deleter = inner->raw_deleter();
+  }
 
   c10::DataPtr allocate(size_t size) override {
-    auto* block = new Block{inner_->allocate(size), static_cast<int64_t>(size)};
-    const int64_t now = live += block->size;
+    void* data = inner_->allocate(size).release_context();
+    if (data == nullptr) return {nullptr, at::kCPU};  // 0 bytes
+    {
+      const std::lock_guard lock(sizes_mutex);
+      sizes[data] = static_cast<int64_t>(size);
+    }
+    const int64_t now = live += static_cast<int64_t>(size);
     int64_t most = peak;
     while (now > most && !peak.compare_exchange_weak(most, now)) {
     }
-    return {block->inner.get(), block, &free_block, at::kCPU};
+    return {data, data, &free_block, at::kCPU};
   }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
 
   void copy_data(void* to, const void* from, size_t size) const override {
     inner_->copy_data(to, from, size);
