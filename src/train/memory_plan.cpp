@@ -20,6 +20,10 @@ namespace {
 
 constexpr int64_t kFp32 = 4, kId = 8;  // ids are int64
 
+// MemoryPlan::program on the CPU, measured (docs/memory.md). oneDNN's products, which bf16 takes,
+// hold more.
+constexpr int64_t kProgramFp32 = 220 << 20, kProgramBf16 = 340 << 20;
+
 // One half of a block: attention or network.
 struct Half {
   int64_t kept = 0;      // from forward to backward, without the half's input [T, D]
@@ -46,9 +50,10 @@ struct Sizes {
 // The normalised input of a half [T, D] and its reciprocal norms [T].
 int64_t norm_kept(const Sizes& s) { return s.tokens * (s.dim() * s.c + kFp32); }
 
-// Backward of a norm of [T, D]: six such tensors in fp32 where no loop takes it.
+// Backward of a norm of [T, D]: where no loop takes it, seven such tensors in fp32, four of which
+// its last expression holds.
 int64_t norm_backward(const Sizes& s) {
-  return s.has_loops() ? s.tokens * s.dim() * s.c : 6 * s.tokens * s.dim() * kFp32;
+  return s.tokens * s.dim() * (s.has_loops() ? s.c : s.c + 7 * kFp32);
 }
 
 Half attention_half(const Sizes& s) {
@@ -84,9 +89,10 @@ Half feed_forward(const Sizes& s, int64_t width) {
   const int64_t hidden = s.tokens * width * s.c, weight = width * s.dim();
   Half half;
   half.kept = 3 * hidden;
-  // Gradients of the product and of gate and up, in fp32 too where no loop takes them; or of the
-  // first map's weights when what swiglu kept is gone.
-  const int64_t of_swiglu = 3 * hidden + (s.has_loops() ? 0 : 6 * s.tokens * width * kFp32);
+  // Gradients of the product and of gate and up, where no loop takes them with thirteen tensors in
+  // fp32, ten of which one expression holds; or of the first map's weights when what swiglu kept is
+  // gone.
+  const int64_t of_swiglu = 3 * hidden + (s.has_loops() ? 0 : 13 * s.tokens * width * kFp32);
   half.backward = std::max(
       {of_swiglu, hidden + s.weight_gradient(weight), s.weight_gradient(2 * weight) - hidden});
   return half;
@@ -142,7 +148,7 @@ int64_t block_backward(const Sizes& s, const Half& attention, const Half& networ
 
 }  // namespace
 
-int64_t MemoryPlan::total() const {
+int64_t MemoryPlan::tensors() const {
   return weights + gradients + optimizer + shadow + activations + std::max(loss, backward);
 }
 
@@ -162,7 +168,7 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
   const int64_t ids = s.rows() * kId;
   const Half attention = attention_half(s);
   plan.activations = 3 * stream;  // before and after the final norm, and the gradient of that
-  plan.backward = norm_backward(s);
+  int64_t backward_peak = 0;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const Half network = layer < config.num_dense_layers ? dense_half(s) : moe_half(s);
     int64_t computed_again = 0;
@@ -179,13 +185,17 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
         computed_again = network.kept;
         break;
     }
-    plan.backward = std::max(plan.backward, computed_again + block_backward(s, attention, network));
+    // Later layers are done when this one's backward runs.
+    backward_peak = std::max(
+        backward_peak, plan.activations + computed_again + block_backward(s, attention, network));
   }
+  plan.backward = std::max(norm_backward(s), backward_peak - plan.activations);
 
   const int64_t row = config.vocab_size * kFp32;  // of the logits
   const int64_t chunk = std::min(tokens, std::max<int64_t>(1, step.loss_chunk_bytes / row));
   plan.loss = 2 * chunk * row;  // the logits, and their exponentials for the sum
   plan.loss += s.weight_gradient(config.vocab_size * s.dim());
+  if (s.cpu) plan.program = c == kFp32 ? kProgramFp32 : kProgramBf16;
   return plan;
 }
 
@@ -202,7 +212,7 @@ std::string describe(const MemoryPlan& plan) {
       {"weights ", plan.weights},         {"gradients ", plan.gradients},
       {"optimizer ", plan.optimizer},     {"shadow ", plan.shadow},
       {"activations ", plan.activations}, {"loss ", plan.loss},
-      {"backward ", plan.backward}};
+      {"backward ", plan.backward},       {"program ", plan.program}};
   std::vector<std::string> texts;
   for (const auto& [name, bytes] : parts) {
     if (bytes > 0) texts.push_back(name + format_bytes(bytes));

@@ -24,7 +24,7 @@ struct StepSize {
   int64_t loss_chunk_bytes = 0;  // LossOptions::max_chunk_bytes
 };
 
-// Bytes at the peak, without the program itself: its code, LibTorch's, and on CUDA the context.
+// Bytes at the peak.
 struct MemoryPlan {
   int64_t weights = 0;      // fp32 masters
   int64_t gradients = 0;    // fp32
@@ -34,8 +34,10 @@ struct MemoryPlan {
   int64_t loss = 0;         // a chunk of logits and what its products need
   int64_t backward = 0;     // temporaries of a layer's backward and what it computes again
 
-  // The loss is over when the first layer's backward begins.
-  int64_t total() const;
+  int64_t program = 0;  // beside tensors: LibTorch, its products' scratch memory, freed blocks
+
+  int64_t tensors() const;  // the loss is over when the backward of the layers begins
+  int64_t total() const { return tensors() + program; }
 };
 
 MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step);
