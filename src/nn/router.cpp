@@ -107,7 +107,7 @@ at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups,
                            int64_t num_limited_groups) {
   const int64_t tokens = choice.size(0), group_size = choice.size(1) / num_groups;
   const at::Tensor groups =
-      replace_nan(choice.detach()).clamp_min(kLowest).view({tokens, num_groups, group_size});
+      replace_nan(choice.detach()).clamp_min(kLowest).reshape({tokens, num_groups, group_size});
   const at::Tensor group_scores = std::get<0>(at::topk(groups, 2, -1)).sum(-1);  // [T, G]
   const at::Tensor best = select_experts(group_scores, num_limited_groups);
   const at::Tensor is_limited_out =

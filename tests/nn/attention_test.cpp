@@ -31,21 +31,6 @@ nn::AttentionConfig config_of(const Shape& shape) {
   return config;
 }
 
-at::Tensor plain_attention(const Tensors& in, const Shape& shape,
-                           const nn::SequenceLayout& layout) {
-  at::Tensor q = plain_heads(in[0], in[1], shape.heads);
-  at::Tensor k = plain_heads(in[0], in[2], shape.kv_heads);
-  if (shape.qk_norm) {
-    q = plain_norm(q, in[5]);
-    k = plain_norm(k, in[6]);
-  }
-  const nn::RopeConfig rope = config_of(shape).rope;
-  const at::Tensor y = plain_product(
-      plain_rotate(q, rope, layout.positions), plain_rotate(k, rope, layout.positions),
-      plain_heads(in[0], in[3], shape.kv_heads), 1 / std::sqrt(8.0), layout);
-  return at::mm(y, in[4].t());
-}
-
 struct Fixture {
   explicit Fixture(const Shape& shape)
       : attention(config_of(shape), "attention", {0.02, 0.02}, store) {
@@ -78,8 +63,9 @@ TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
     actual.push_back(parameter->grad);
   }
   expect_agrees(
-      actual, [&](const Tensors& in) { return plain_attention(in, shape, layout); }, inputs, dy,
-      at::kFloat);
+      actual,
+      [&](const Tensors& in) { return plain_grouped(in[0], in, 1, config_of(shape), layout); },
+      inputs, dy, at::kFloat);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionShapes,

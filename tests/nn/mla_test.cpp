@@ -39,32 +39,6 @@ nn::AttentionConfig config_of(const Shape& shape) {
   return config;
 }
 
-// Weights in the order of declaration after x.
-at::Tensor plain_mla(const Tensors& in, const Shape& shape, const nn::SequenceLayout& layout) {
-  const nn::AttentionConfig config = config_of(shape);
-  const at::Tensor& x = in[0];
-  size_t next = 1;
-  at::Tensor q;
-  if (shape.q_lora == 0) {
-    q = plain_heads(x, in[next++], shape.heads);
-  } else {
-    const at::Tensor latent = plain_norm(at::mm(x, in[next].t()), in[next + 1]);
-    q = plain_heads(latent, in[next + 2], shape.heads);
-    next += 3;
-  }
-  const at::Tensor down = at::mm(x, in[next++].t());  // [T, 14 + 4]
-  const at::Tensor latent = plain_norm(down.narrow(1, 0, 14), in[next++]);
-  const at::Tensor up = plain_heads(latent, in[next++], shape.heads);  // [T, heads, 6 + 7]
-  const at::Tensor k_rope =
-      plain_rotate(down.narrow(1, 14, 4).unsqueeze(1), config.rope, layout.positions);
-  const at::Tensor k = at::cat({up.narrow(2, 0, 6), k_rope.expand({-1, shape.heads, 4})}, 2);
-  const double stretch = shape.factor > 1 ? 0.1 * 0.7 * std::log(shape.factor) + 1 : 1.0;
-  const at::Tensor y =
-      plain_product(plain_rotate(q, config.rope, layout.positions), k, up.narrow(2, 6, 7),
-                    stretch * stretch / std::sqrt(10.0), layout);
-  return at::mm(y, in[next].t());
-}
-
 struct Fixture {
   Fixture(const Shape& shape, at::ScalarType dtype)
       : attention(config_of(shape), "attention", {0.02, 0.02}, store) {
@@ -110,7 +84,9 @@ TEST_P(MlaShapes, AgreesWithPlainInOutputAndGradients) {
     actual.push_back(parameter->grad.to(dtype));
   }
   expect_agrees(
-      actual, [&](const Tensors& in) { return plain_mla(in, shape, layout); }, inputs, dy, dtype);
+      actual,
+      [&](const Tensors& in) { return plain_latent(in[0], in, 1, config_of(shape), layout); },
+      inputs, dy, dtype);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, MlaShapes,

@@ -16,6 +16,7 @@
 #include <limits>
 #include <vector>
 
+#include "nn/attention_config.h"
 #include "nn/rope.h"
 #include "nn/sdpa.h"
 
@@ -118,6 +119,52 @@ inline at::Tensor plain_product(const at::Tensor& q, const at::Tensor& k, const 
         v.select(1, head / group)));
   }
   return at::cat(heads, 1);
+}
+
+// Both attentions of x [T, D]. Weights are read from `in` at `next` on, in the order of
+// declaration.
+inline at::Tensor plain_grouped(const at::Tensor& x, const std::vector<at::Tensor>& in, size_t next,
+                                const nn::AttentionConfig& config,
+                                const nn::SequenceLayout& layout) {
+  at::Tensor q = plain_heads(x, in[next], config.num_heads);
+  at::Tensor k = plain_heads(x, in[next + 1], config.num_kv_heads);
+  const at::Tensor v = plain_heads(x, in[next + 2], config.num_kv_heads);
+  if (config.qk_norm) {
+    q = plain_norm(q, in[next + 4]);
+    k = plain_norm(k, in[next + 5]);
+  }
+  const at::Tensor y = plain_product(plain_rotate(q, config.rope, layout.positions),
+                                     plain_rotate(k, config.rope, layout.positions), v,
+                                     1 / std::sqrt(static_cast<double>(config.head_dim)), layout);
+  return at::mm(y, in[next + 3].t());
+}
+
+inline at::Tensor plain_latent(const at::Tensor& x, const std::vector<at::Tensor>& in, size_t next,
+                               const nn::AttentionConfig& config,
+                               const nn::SequenceLayout& layout) {
+  const nn::MlaConfig& mla = *config.mla;
+  const int64_t heads = config.num_heads, nope = mla.qk_nope_head_dim, rope = mla.qk_rope_head_dim;
+  at::Tensor q;
+  if (mla.q_lora_rank == 0) {
+    q = plain_heads(x, in[next++], heads);
+  } else {
+    q = plain_heads(plain_norm(at::mm(x, in[next].t()), in[next + 1]), in[next + 2], heads);
+    next += 3;
+  }
+  const at::Tensor down = at::mm(x, in[next++].t());  // [T, latent + rope]
+  const at::Tensor latent = plain_norm(down.narrow(1, 0, mla.kv_lora_rank), in[next++]);
+  const at::Tensor up = plain_heads(latent, in[next++], heads);  // [T, heads, nope + v]
+  const at::Tensor shared = plain_rotate(down.narrow(1, mla.kv_lora_rank, rope).unsqueeze(1),
+                                         config.rope, layout.positions);
+  const at::Tensor k = at::cat({up.narrow(2, 0, nope), shared.expand({-1, heads, rope})}, 2);
+  const bool stretched =
+      config.rope.factor > 1 && config.rope.max_seq_len > config.rope.original_seq_len;
+  const double stretch =
+      stretched ? 0.1 * config.yarn_mscale * std::log(config.rope.factor) + 1 : 1.0;
+  const at::Tensor y = plain_product(
+      plain_rotate(q, config.rope, layout.positions), k, up.narrow(2, nope, mla.v_head_dim),
+      stretch * stretch / std::sqrt(static_cast<double>(nope + rope)), layout);
+  return at::mm(y, in[next].t());
 }
 
 }  // namespace amoeba::test

@@ -114,6 +114,7 @@ TEST(LimitToGroups, AGroupIsWorthItsTwoBestAndEqualOnesGoToTheLower) {
                              .view({2, 9});
   EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 1), one));
   EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 2), two));
+  EXPECT_TRUE(at::equal(nn::limit_to_groups(choice.t().contiguous().t(), 3, 2), two));
   EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 3), choice));
 }
 
