@@ -1,6 +1,7 @@
-// Runs of the training loop on a small text in memory.
+// A small run in memory: its text, its configuration and what it leaves behind.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -20,10 +21,50 @@ inline std::string some_text() {
   return text;
 }
 
+inline train::RunConfig small_config() {
+  train::RunConfig config;
+  config.run.folder = "/run";
+  config.model.dim = 32;
+  config.model.num_layers = 2;
+  config.model.num_heads = 4;
+  config.model.num_kv_heads = 2;
+  config.model.init_std = 0.08;
+  config.moe.num_experts = 4;
+  config.moe.hidden_dim = 24;
+  config.training.steps = 12;
+  config.training.seq_len = 32;
+  config.training.local_batch_size = 4;
+  config.training.global_batch_size = 8;  // two micro-batches a step
+  config.training.num_threads = 2;
+  config.lr_scheduler.warmup_steps = 3;
+  config.data.path = {"/text.txt"};
+  config.validation.interval = 0;
+  config.checkpoint.interval = 0;
+  config.metrics.log_interval = 1;
+  config.metrics.report = false;
+  return config;
+}
+
+// Every tensor's bytes of a checkpoint, and its state.
+inline std::map<std::string, std::string> checkpoint_contents(FileSystem& files,
+                                                              const std::string& folder) {
+  const train::Checkpoint checkpoint = train::load_checkpoint(files, folder);
+  std::map<std::string, std::string> bytes;
+  for (const auto* group : {&checkpoint.weights, &checkpoint.optimizer}) {
+    for (const formats::TensorEntry& entry : *group) {
+      bytes[entry.name].assign(reinterpret_cast<const char*>(entry.data.data()), entry.data.size());
+    }
+  }
+  bytes["state"] = formats::write_json(checkpoint.state);
+  return bytes;
+}
+
 struct Lab {
   Lab() { files.create("/text.txt")->write(some_text()); }
 
-  train::RunSummary run(train::RunConfig config, FileSystem* through = nullptr) {
+  // Calls `verb`, train() or one like it, with the lab's terminal, log and stop button.
+  template <typename Verb>
+  auto call(train::RunConfig config, FileSystem* through, Verb&& verb) {
     const formats::Schema schema = train::make_schema(config);
     train::Progress progress([&](std::string_view text) { painted += text; },
                              {.terminal = true, .columns = 80, .min_interval = 0});
@@ -32,21 +73,15 @@ struct Lab {
         through != nullptr ? *through : files, progress,
         [&](LogLevel, std::string_view text) { log += std::string(text) + "\n"; },
         [&] { return stop_after >= 0 && ++polls > stop_after; }, "amoeba train"};
-    return train::train(config, schema, context);
+    return verb(config, schema, context);
   }
 
-  // Every tensor's bytes of a checkpoint, and its state.
+  train::RunSummary run(train::RunConfig config, FileSystem* through = nullptr) {
+    return call(config, through, train::train);
+  }
+
   std::map<std::string, std::string> contents(const std::string& folder) {
-    const train::Checkpoint checkpoint = train::load_checkpoint(files, folder);
-    std::map<std::string, std::string> bytes;
-    for (const auto* group : {&checkpoint.weights, &checkpoint.optimizer}) {
-      for (const formats::TensorEntry& entry : *group) {
-        bytes[entry.name].assign(reinterpret_cast<const char*>(entry.data.data()),
-                                 entry.data.size());
-      }
-    }
-    bytes["state"] = formats::write_json(checkpoint.state);
-    return bytes;
+    return checkpoint_contents(files, folder);
   }
 
   MemoryFileSystem files;

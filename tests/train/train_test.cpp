@@ -21,30 +21,6 @@ namespace {
 using train::RunConfig;
 using train::RunSummary;
 
-RunConfig small_config() {
-  RunConfig config;
-  config.run.folder = "/run";
-  config.model.dim = 32;
-  config.model.num_layers = 2;
-  config.model.num_heads = 4;
-  config.model.num_kv_heads = 2;
-  config.model.init_std = 0.08;
-  config.moe.num_experts = 4;
-  config.moe.hidden_dim = 24;
-  config.training.steps = 12;
-  config.training.seq_len = 32;
-  config.training.local_batch_size = 4;
-  config.training.global_batch_size = 8;  // two micro-batches a step
-  config.training.num_threads = 2;
-  config.lr_scheduler.warmup_steps = 3;
-  config.data.path = {"/text.txt"};
-  config.validation.interval = 0;
-  config.checkpoint.interval = 0;
-  config.metrics.log_interval = 1;
-  config.metrics.report = false;
-  return config;
-}
-
 TEST(Train, LossFallsAndEverythingIsWritten) {
   Lab lab;
   RunConfig config = small_config();
