@@ -15,7 +15,7 @@ int run_train(const Arguments& arguments) {
       "train",
       "Trains a model. Settings come from --config layers and then --section.key overrides; the\n"
       "last one wins. `amoeba config keys` explains every key, `amoeba config show` what results.",
-      {{"--config", "preset name, TOML or JSON file; repeat for layers", &configs},
+      {{"--config", "preset or flavor name, TOML or JSON file; repeat for layers", &configs},
        {"--resume", "auto: continue run.folder's newest checkpoint; or a checkpoint's folder",
         nullptr, &resume}},
       /*takes_overrides=*/true,

@@ -19,8 +19,8 @@ function(amoeba_embed_presets target)
 
 namespace amoeba::train {
 
-std::span<const Preset> presets() {
-  static constexpr Preset kPresets[] = {
+std::span<const PresetFile> preset_files() {
+  static constexpr PresetFile kPresets[] = {
 ${entries}  };
   return kPresets;
 }

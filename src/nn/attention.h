@@ -1,52 +1,26 @@
-// Grouped-query attention (Ainslie et al., 2023) with rotary positions, causal within a document.
+// Causal self-attention with rotary embedding, grouped-query or multi-head latent, behind one
+// class.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <string>
-#include <vector>
+#include <variant>
 
+#include "nn/attention_config.h"
+#include "nn/gqa.h"
+#include "nn/mla.h"
 #include "nn/parameters.h"
 #include "nn/rope.h"
+#include "nn/sdpa.h"
 
 namespace amoeba::nn {
 
-struct AttentionConfig {
-  int64_t dim = 0;
-  int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
-  bool qk_norm = false;  // RMSNorm of every query and key head before the rotation
-  double norm_eps = 1e-5;
-};
-
-// One document's stretch inside a row of the batch.
-struct Segment {
-  int64_t row = 0;
-  int64_t begin = 0;
-  int64_t length = 0;
-};
-
-// How the T = B*S tokens of a batch hang together; tokens of row b are b*S .. b*S+S-1.
-struct SequenceLayout {
-  int64_t batch_size = 0;         // B
-  int64_t seq_len = 0;            // S
-  at::Tensor positions;           // [T] int64, restarting at each document
-  std::vector<Segment> segments;  // in order, covering every row; empty: one document a row
-};
-
-// Keys and values of the tokens so far of one sequence, for generation (batch size 1).
-struct KvCache {
-  at::Tensor keys;  // [1, kv heads, max positions, head dim]
-  at::Tensor values;
-  int64_t length = 0;
-};
-
 class Attention {
  public:
-  // Declares `<prefix>.wq.weight` [heads*hd, D], `.wk`, `.wv` [kv heads*hd, D], `.wo` [D,
-  // heads*hd].
+  // Declares the parameters of GroupedQueryAttention or, with config.mla, of LatentAttention.
+  // Error(kUsage) for a config that does not fit together.
   Attention(const AttentionConfig& config, const std::string& prefix, const LayerInit& init,
             ParameterStore& store);
 
@@ -54,12 +28,13 @@ class Attention {
   at::Tensor forward(const at::Tensor& hidden, const SequenceLayout& layout, const RopeTable& table,
                      KvCache* cache) const;
 
+  KvCache make_cache(int64_t max_positions, at::TensorOptions options) const;
+
  private:
-  AttentionConfig config_;
-  const Parameter* wqkv_;  // the three input projections as one
-  const Parameter* wo_;
-  const Parameter* q_norm_ = nullptr;
-  const Parameter* k_norm_ = nullptr;
+  using Kind = std::variant<GroupedQueryAttention, LatentAttention>;
+  static Kind make_kind(const AttentionConfig& config, const std::string& prefix,
+                        const LayerInit& init, ParameterStore& store);
+  Kind kind_;
 };
 
 }  // namespace amoeba::nn

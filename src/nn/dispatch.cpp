@@ -5,7 +5,6 @@
 #include <ATen/ops/argsort.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -57,6 +56,7 @@ at::Tensor weighted_sum(const at::Tensor& rows, const at::Tensor& scores,
   return y;
 }
 
+// Tokens to rows, and rows to the sum of each token: each is the other's backward.
 class GatherRows : public torch::autograd::Function<GatherRows> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
@@ -72,6 +72,22 @@ class GatherRows : public torch::autograd::Function<GatherRows> {
     return {weighted_sum(grad_outputs[0].contiguous(), {}, context->get_saved_variables()[0],
                          context->saved_data["top_k"].toInt()),
             at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+class SumRows : public torch::autograd::Function<SumRows> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows,
+                            const at::Tensor& row_token, const at::Tensor& slot_row,
+                            int64_t top_k) {
+    context->save_for_backward({row_token});
+    return weighted_sum(rows, {}, slot_row, top_k);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grad_outputs) {
+    return {grad_outputs[0].index_select(0, context->get_saved_variables()[0]), at::Tensor(),
+            at::Tensor(), at::Tensor()};
   }
 };
 
@@ -125,6 +141,8 @@ class CombineRows : public torch::autograd::Function<CombineRows> {
   }
 };
 
+at::Tensor row_tokens(const Routes& routes) { return routes.row_slot.div(routes.top_k, "floor"); }
+
 // Counting sort: one pass to count, one to place; the order of slots within an expert is kept.
 Routes sort_on_cpu(const at::Tensor& flat, int64_t num_experts, int64_t top_k) {
   const int64_t num_slots = flat.numel();
@@ -161,16 +179,14 @@ Routes sort_by_expert(const at::Tensor& expert_ids, int64_t num_experts) {
 }
 
 at::Tensor gather_rows(const at::Tensor& x, const Routes& routes) {
-  const at::Tensor row_token = routes.row_slot.div(routes.top_k, "floor");
-  return GatherRows::apply(x, row_token, routes.slot_row, routes.top_k);
+  return GatherRows::apply(x, row_tokens(routes), routes.slot_row, routes.top_k);
 }
 
 at::Tensor combine_rows(const at::Tensor& rows, const at::Tensor& scores, const Routes& routes) {
-  if (scores.defined())
-    return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
-  const at::Tensor ones = at::ones({routes.slot_row.numel() / routes.top_k, routes.top_k},
-                                   rows.options().dtype(at::kFloat));
-  return CombineRows::apply(rows.contiguous(), ones, routes.slot_row);
+  if (!scores.defined()) {
+    return SumRows::apply(rows.contiguous(), row_tokens(routes), routes.slot_row, routes.top_k);
+  }
+  return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
 }
 
 }  // namespace amoeba::nn

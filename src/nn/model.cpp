@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -37,10 +36,32 @@ void check_input(const ModelInput& input) {
                " tokens, want all ", tokens);
 }
 
+void check_config(const ModelConfig& config) {
+  AMOEBA_CHECK(config.vocab_size > 0 && config.num_layers > 0, "model: vocab_size is ",
+               config.vocab_size, " and num_layers is ", config.num_layers, ", want both > 0");
+  AMOEBA_CHECK(config.num_dense_layers >= 0 && config.num_dense_layers <= config.num_layers,
+               "model: num_dense_layers is ", config.num_dense_layers, ", want 0 to num_layers ",
+               config.num_layers);
+  AMOEBA_CHECK(config.num_dense_layers == 0 || config.dense_hidden_dim > 0,
+               "model: dense_hidden_dim is ", config.dense_hidden_dim, ", want > 0 with ",
+               config.num_dense_layers, " dense layers");
+  if (config.num_dense_layers == config.num_layers) return;
+  AMOEBA_CHECK(config.moe.router.dim == config.attention.dim, "model: moe.router.dim is ",
+               config.moe.router.dim, ", want attention.dim ", config.attention.dim);
+  AMOEBA_CHECK(config.moe.hidden_dim > 0, "model: moe.hidden_dim is ", config.moe.hidden_dim,
+               ", want > 0");
+}
+
+at::Tensor mean_loss(const std::vector<at::Tensor>& losses, at::Device device) {
+  if (losses.empty()) return at::zeros({}, at::TensorOptions(at::kFloat).device(device));
+  return at::stack(losses).mean();
+}
+
 }  // namespace
 
 Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype, uint64_t seed)
     : config_(config), dtype_(dtype) {
+  check_config(config);
   const int64_t dim = config.attention.dim;
   embedding_ = store_.declare("tok_embeddings.weight", {config.vocab_size, dim},
                               normal_init(config.embedding_std), true);
@@ -48,13 +69,10 @@ Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype,
     const std::string prefix = cat("layers.", layer);
     const LayerInit init{config.init_std,
                          config.init_std / std::sqrt(2.0 * static_cast<double>(layer + 1))};
-    const Parameter* attention_norm =
-        store_.declare(prefix + ".attention_norm.weight", {dim}, ones_init(), false, true);
-    Attention attention(config.attention, prefix + ".attention", init, store_);
-    const Parameter* ffn_norm =
-        store_.declare(prefix + ".ffn_norm.weight", {dim}, ones_init(), false, true);
-    blocks_.push_back(
-        {attention_norm, attention, ffn_norm, Moe(config.moe, prefix + ".moe", init, store_)});
+    const bool dense = layer < config.num_dense_layers;
+    blocks_.emplace_back(
+        BlockConfig{config.attention, dense ? config.dense_hidden_dim : 0, config.moe}, prefix,
+        init, store_);
   }
   norm_ = store_.declare("norm.weight", {dim}, ones_init(), false, true);
   const double head_std = 1.0 / std::sqrt(static_cast<double>(dim));
@@ -63,46 +81,50 @@ Model::Model(const ModelConfig& config, at::Device device, at::ScalarType dtype,
                  : store_.declare("output.weight", {config.vocab_size, dim},
                                   truncated_normal_init(head_std, 3 * head_std), true);
   store_.allocate(device, dtype, seed);
-  rope_ = make_rope_table(config.max_seq_len, config.attention.head_dim, config.rope_theta, device);
+  rope_ = make_rope_table(config.attention.rope, config.max_seq_len, device);
   const int64_t experts = config.moe.router.num_experts;
   expert_bias_ =
-      at::zeros({config.num_layers, experts}, at::TensorOptions(at::kFloat).device(device));
+      at::zeros({num_moe_layers(), experts}, at::TensorOptions(at::kFloat).device(device));
   error_word_ = at::zeros({1}, at::TensorOptions(at::kInt).device(device));
+  if (device.is_meta() || num_moe_layers() == 0) return;
   const at::Tensor row = at::empty({0, dim}, at::TensorOptions(dtype).device(device));
   const at::Tensor w1 =
       at::empty({experts, config.moe.hidden_dim, dim}, at::TensorOptions(dtype).device(at::kMeta));
-  if (!device.is_meta()) {
-    expert_choice_ = choose_expert_backend(
-        config.compute_backend, describe_problem(row, w1, /*has_output_postprocess=*/false));
-  }
+  expert_choice_ = choose_expert_backend(
+      config.compute_backend,
+      describe_problem(row, w1, static_cast<bool>(config.moe.output_postprocess)));
 }
 
 BlockOutput Model::block(int64_t layer, const at::Tensor& hidden, const ModelInput& input,
                          const at::Tensor& expert_ids, KvCache* cache) {
-  const Block& block = blocks_[static_cast<size_t>(layer)];
-  const double eps = config_.attention.norm_eps;
-  const at::Tensor x =
-      hidden + block.attention.forward(rms_norm(hidden, *block.attention_norm, eps), input.layout,
-                                       rope_, cache);
-  MoeOutput moe = block.moe.forward(rms_norm(x, *block.ffn_norm, eps),
-                                    expert_bias_.select(0, layer), input.token_mask, expert_ids,
-                                    error_word_, *expert_choice_.backend, expert_stats_);
-  return {x + moe.y, moe.expert_ids, moe.counts, moe.aux_loss};
+  const int64_t moe_layer = layer - config_.num_dense_layers;
+  const BlockCall call{
+      input.layout,     rope_,
+      input.token_mask, moe_layer < 0 ? at::Tensor() : expert_bias_.select(0, moe_layer),
+      error_word_,      expert_choice_.backend,
+      &expert_stats_};
+  return blocks_[static_cast<size_t>(layer)].forward(hidden, call, expert_ids, cache,
+                                                     config_.activation_checkpoint);
 }
 
 ModelOutput Model::forward(const ModelInput& input, std::vector<KvCache>* caches) {
   check_input(input);
   at::Tensor hidden = embedding(input.tokens, *embedding_);
-  std::vector<at::Tensor> counts, losses;
+  std::vector<at::Tensor> counts, aux_losses, z_losses;
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    BlockOutput out = block(layer, hidden, input, /*expert_ids=*/{},
-                            caches == nullptr ? nullptr : &(*caches)[static_cast<size_t>(layer)]);
+    const BlockOutput out =
+        block(layer, hidden, input, /*expert_ids=*/{},
+              caches == nullptr ? nullptr : &(*caches)[static_cast<size_t>(layer)]);
     hidden = out.hidden;
+    if (!out.counts.defined()) continue;  // a dense layer
     counts.push_back(out.counts);
-    losses.push_back(out.aux_loss);
+    aux_losses.push_back(out.aux_loss);
+    z_losses.push_back(out.z_loss);
   }
-  return {rms_norm(hidden, *norm_, config_.attention.norm_eps), at::stack(counts),
-          at::stack(losses).mean()};
+  return {rms_norm(hidden, *norm_, config_.attention.norm_eps),
+          counts.empty() ? at::zeros(expert_bias_.sizes(), expert_bias_.options().dtype(at::kLong))
+                         : at::stack(counts),
+          mean_loss(aux_losses, device()), mean_loss(z_losses, device())};
 }
 
 at::Tensor Model::logits(const at::Tensor& hidden) const {
@@ -110,13 +132,10 @@ at::Tensor Model::logits(const at::Tensor& hidden) const {
 }
 
 std::vector<KvCache> Model::make_caches(int64_t max_positions) const {
-  std::vector<KvCache> caches(static_cast<size_t>(config_.num_layers));
-  for (KvCache& cache : caches) {
-    const auto options = at::TensorOptions(dtype_).device(expert_bias_.device());
-    cache.keys = at::empty(
-        {1, config_.attention.num_kv_heads, max_positions, config_.attention.head_dim}, options);
-    cache.values = at::empty_like(cache.keys);
-  }
+  const auto options = at::TensorOptions(dtype_).device(device());
+  std::vector<KvCache> caches;
+  caches.reserve(blocks_.size());
+  for (const Block& block : blocks_) caches.push_back(block.make_cache(max_positions, options));
   return caches;
 }
 
@@ -124,16 +143,18 @@ ModelSize Model::size(int64_t seq_len) const {
   ModelSize size;
   size.total = store_.numel();
   const MoeConfig& moe = config_.moe;
+  const int64_t experts = moe.router.num_experts, layers = num_moe_layers();
   const int64_t expert = 3 * moe.router.dim * moe.hidden_dim;
-  size.active =
-      size.total - config_.num_layers * expert * (moe.router.num_experts - moe.router.top_k);
+  size.active = size.total - layers * expert * (experts - moe.router.top_k);
+  size.sparse = layers * (moe.router.dim * experts + expert * (experts + moe.num_shared_experts));
   // Tied embeddings are counted once and are the output projection; untied, the input one is a
   // look-up.
   const int64_t embedding = config_.tie_embeddings ? 0 : embedding_->numel();
   const AttentionConfig& attention = config_.attention;
-  size.flops_per_token = 6.0 * static_cast<double>(size.active - embedding) +
-                         6.0 * static_cast<double>(config_.num_layers * attention.num_heads * 2 *
-                                                   attention.head_dim * seq_len);
+  const int64_t head = attention.key_dim() + attention.value_dim();
+  size.flops_per_token =
+      6.0 * static_cast<double>(size.active - embedding) +
+      6.0 * static_cast<double>(config_.num_layers * attention.num_heads * head * seq_len);
   return size;
 }
 

@@ -1,10 +1,30 @@
 #include "nn/moe.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/where.h>
 
+#include "amoeba/error.h"
 #include "nn/dispatch.h"
 
 namespace amoeba::nn {
+
+namespace {
+
+// The hook on the experts' output rows [R, D]. Rows past sum(counts) belong to skipped slots: they
+// stay zero and send no gradient to the hook.
+at::Tensor postprocess_rows(const MoeConfig& config, const at::Tensor& rows,
+                            const at::Tensor& counts) {
+  if (!config.output_postprocess) return rows;
+  const at::Tensor out = config.output_postprocess(rows);
+  AMOEBA_CHECK(out.sizes() == rows.sizes() && out.scalar_type() == rows.scalar_type(),
+               "output_postprocess: the result is ", out.scalar_type(), " ", out.sizes(), ", want ",
+               rows.scalar_type(), " ", rows.sizes());
+  const at::Tensor is_routed = at::arange(rows.size(0), counts.options()).lt(counts.sum());
+  return at::where(is_routed.unsqueeze(1), out, 0.0);
+}
+
+}  // namespace
 
 Moe::Moe(const MoeConfig& config, const std::string& prefix, const LayerInit& init,
          ParameterStore& store)
@@ -36,12 +56,14 @@ MoeOutput Moe::forward(const at::Tensor& x, const at::Tensor& expert_bias,
   }
   rows = run_expert_rows(backend, rows, routing.counts, {w1_->use(), w2_->use(), w3_->use()},
                          config_.experts, stats, error_word);
+  rows = postprocess_rows(config_, rows, routing.counts);
   MoeOutput out;
   out.y = combine_rows(rows, config_.score_before_experts ? at::Tensor() : routing.scores, routes);
   if (shared_) out.y = out.y + shared_->forward(x);
   out.expert_ids = routing.expert_ids;
   out.counts = routing.counts;
   out.aux_loss = routing.aux_loss;
+  out.z_loss = routing.z_loss;
   return out;
 }
 

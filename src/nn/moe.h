@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,6 +21,10 @@ struct MoeConfig {
   int64_t num_shared_experts = 0;  // one FFN of width num_shared_experts * hidden_dim; 0: none
   bool score_before_experts = false;
   ExpertOptions experts;
+  // Applied to the experts' output rows [R, D] (grouped by expert, skipped slots last, whose rows
+  // stay zero) before they are weighted and summed; keeps shape and dtype, differentiable. Empty:
+  // none.
+  std::function<at::Tensor(const at::Tensor& rows)> output_postprocess;
 };
 
 struct MoeOutput {
@@ -27,6 +32,7 @@ struct MoeOutput {
   at::Tensor expert_ids;  // [T, K], what a recomputation passes back in
   at::Tensor counts;      // [E] int64
   at::Tensor aux_loss;    // fp32 scalar
+  at::Tensor z_loss;      // fp32 scalar
 };
 
 class Moe {

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/outer.h>
@@ -9,6 +10,10 @@
 #include <ATen/ops/sin.h>
 #include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
 
 #include "amoeba/error.h"
 #include "nn/cpu_math.h"
@@ -31,13 +36,17 @@ void rotate_head(const float* x, const float* cos, const float* sin, float direc
 
 at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions,
                   float direction) {
-  const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
+  const int64_t tokens = x.size(0), heads = x.size(1), width = x.size(2);
+  const int64_t half = table.cos.size(1), fixed = width - 2 * half;
   if (!x.is_cpu() || x.scalar_type() != at::kFloat) {
-    const at::Tensor pairs = x.to(at::kFloat).view({tokens, heads, half, 2});
+    const at::Tensor last = x.narrow(2, fixed, 2 * half);
+    const at::Tensor pairs = last.to(at::kFloat).view({tokens, heads, half, 2});
     const at::Tensor cos = table.cos.index_select(0, positions).unsqueeze(1);
     const at::Tensor sin = table.sin.index_select(0, positions).unsqueeze(1) * direction;
     const at::Tensor a = pairs.select(-1, 0), b = pairs.select(-1, 1);
-    return at::stack({a * cos - b * sin, a * sin + b * cos}, -1).view_as(x).to(x.scalar_type());
+    const at::Tensor rotated =
+        at::stack({a * cos - b * sin, a * sin + b * cos}, -1).view_as(last).to(x.scalar_type());
+    return fixed == 0 ? rotated : at::cat({x.narrow(2, 0, fixed), rotated}, 2);
   }
   at::Tensor y = at::empty_like(x);
   const float *in = x.const_data_ptr<float>(), *cos = table.cos.const_data_ptr<float>();
@@ -52,8 +61,9 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
                    " is ", position, ", want at least 0 and less than ", max_positions);
       const int64_t row = position * half;
       for (int64_t head = 0; head < heads; ++head) {
-        const int64_t start = (token * heads + head) * 2 * half;
-        rotate_head(in + start, cos + row, sin + row, direction, out + start, half);
+        const int64_t start = (token * heads + head) * width;
+        std::copy_n(in + start, fixed, out + start);
+        rotate_head(in + start + fixed, cos + row, sin + row, direction, out + start + fixed, half);
       }
     }
   });
@@ -77,17 +87,48 @@ class Rope : public torch::autograd::Function<Rope> {
   }
 };
 
+constexpr at::ScalarType kFp64 = at::kDouble;
+
+// Index, counted in pairs, of the frequency that turns `rotations` times within the original
+// length.
+double pair_of_rotations(const RopeConfig& config, double rotations) {
+  const double length = static_cast<double>(config.original_seq_len);
+  return static_cast<double>(config.head_dim) *
+         std::log(length / (rotations * 2.0 * std::numbers::pi)) / (2.0 * std::log(config.theta));
+}
+
+// [head_dim / 2] fp64. YaRN (arXiv 2309.00071, "NTK-by-parts") with the bounds that DeepSeek-V2's
+// published inference code takes: whole pair numbers, clamped to [0, head_dim - 1].
+at::Tensor frequencies(const RopeConfig& config) {
+  const auto dim = static_cast<double>(config.head_dim);
+  const at::Tensor plain = at::pow(config.theta, -at::arange(0, config.head_dim, 2, kFp64) / dim);
+  if (!config.stretched()) return plain;
+  const double low = std::max(std::floor(pair_of_rotations(config, config.beta_fast)), 0.0);
+  const double bound = std::min(std::ceil(pair_of_rotations(config, config.beta_slow)), dim - 1.0);
+  const double high = bound == low ? low + 0.001 : bound;  // a step, not a division by zero
+  const at::Tensor ramp =
+      ((at::arange(config.head_dim / 2, kFp64) - low) / (high - low)).clamp(0.0, 1.0);
+  return plain / config.factor * ramp + plain * (1.0 - ramp);
+}
+
 }  // namespace
 
-RopeTable make_rope_table(int64_t max_positions, int64_t head_dim, double theta,
-                          at::Device device) {
-  const auto fp64 = at::TensorOptions().dtype(at::kDouble);
-  const at::Tensor exponents = at::arange(0, head_dim, 2, fp64) / static_cast<double>(head_dim);
-  const at::Tensor angles = at::outer(at::arange(max_positions, fp64), at::pow(theta, -exponents));
+double yarn_attention_factor(const RopeConfig& config, double mscale) {
+  if (!config.stretched()) return 1.0;
+  const double factor = 0.1 * mscale * std::log(config.factor) + 1.0;
+  return factor * factor;
+}
+
+RopeTable make_rope_table(const RopeConfig& config, int64_t num_positions, at::Device device) {
+  AMOEBA_CHECK(config.head_dim > 0 && config.head_dim % 2 == 0, "rope: head_dim is ",
+               config.head_dim, ", want it even and > 0");
+  const at::Tensor angles = at::outer(at::arange(num_positions, kFp64), frequencies(config));
   return {angles.cos().to(at::kFloat).to(device), angles.sin().to(at::kFloat).to(device)};
 }
 
 at::Tensor rope(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions) {
+  AMOEBA_CHECK(x.size(2) >= 2 * table.cos.size(1), "rope: heads are ", x.size(2),
+               " wide, want at least the table's ", 2 * table.cos.size(1));
   return Rope::apply(x, table.cos, table.sin, positions);
 }
 

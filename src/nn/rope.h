@@ -7,14 +7,33 @@
 
 namespace amoeba::nn {
 
-// cos and sin of position * theta^(-2 i / head_dim), each [max_positions, head_dim / 2] fp32.
+// Frequencies theta^(-2 i / head_dim), stretched by YaRN (Peng et al. 2023, as DeepSeek-V2 applies
+// it) where factor > 1 and max_seq_len > original_seq_len.
+struct RopeConfig {
+  int64_t head_dim = 0;  // rotated width, even
+  double theta = 10000.0;
+  double factor = 1.0;
+  double beta_fast = 32.0;  // rotations within original_seq_len above which a frequency is kept,
+  double beta_slow = 1.0;   // and below which it is divided by factor; a ramp between
+  int64_t original_seq_len = 4096;
+  int64_t max_seq_len = 0;  // that the model is meant for; a table may hold fewer positions
+
+  bool stretched() const { return factor > 1.0 && max_seq_len > original_seq_len; }
+};
+
+// What YaRN multiplies the attention's scale by: (0.1 mscale ln(factor) + 1)^2 when stretched, else
+// 1.
+double yarn_attention_factor(const RopeConfig& config, double mscale);
+
+// cos and sin of position * frequency i, each [num_positions, head_dim / 2] fp32.
 struct RopeTable {
   at::Tensor cos;
   at::Tensor sin;
 };
-RopeTable make_rope_table(int64_t max_positions, int64_t head_dim, double theta, at::Device device);
+RopeTable make_rope_table(const RopeConfig& config, int64_t num_positions, at::Device device);
 
-// x [T, heads, head_dim], positions [T] int64 within the table -> rotated x, same shape and dtype.
+// x [T, heads, width], positions [T] int64 within the table -> x with its last head_dim columns
+// rotated and those before as they are, same shape and dtype.
 at::Tensor rope(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions);
 
 }  // namespace amoeba::nn

@@ -15,6 +15,7 @@
 #include "train/device.h"
 #include "train/evaluate.h"
 #include "train/generate.h"
+#include "train/memory_plan.h"
 #include "train/plain/metrics.h"
 #include "train/plain/report.h"
 #include "train/plain/schedule.h"
@@ -133,6 +134,8 @@ void Run::announce(const StartRecord& record) {
   info(cat("model: ", format_count(size_.total), " parameters, ", format_count(size_.active),
            " active, ", config_.model.num_layers, " layers, ", config_.moe.num_experts,
            " experts, top ", config_.moe.top_k, ", vocabulary ", setup_.model.config().vocab_size));
+  const MemoryPlan memory = plan_memory(config_, setup_.device.type());
+  info(cat("memory: ", format_bytes(memory.total()), " predicted (", describe(memory), ")"));
   info(cat("experts: ", record.backend, " (", record.backend_reason, ")"));
   info(cat("data: ", format_count(setup_.loader.num_training_tokens()), " tokens to train on, ",
            format_count(setup_.data.validation.num_windows()), " windows held out"));
@@ -338,11 +341,25 @@ RunSummary Run::train() {
   return summary;
 }
 
+// Before anything is allocated.
+void warn_of_memory(const RunConfig& config, RunContext& context) {
+  const at::Device device = resolve_device(config.training.device);
+  const int64_t capacity = memory_usage(device).capacity_bytes;
+  const MemoryPlan plan = plan_memory(config, device.type());
+  if (capacity == 0 || plan.total() <= capacity) return;
+  context.log(LogLevel::kWarning,
+              cat("memory: ", device.str(), " has ", format_bytes(capacity), ", this run takes ",
+                  format_bytes(plan.total()), " (", describe(plan),
+                  "); try a smaller training.local_batch_size or training.activation_checkpoint "
+                  "full"));
+}
+
 }  // namespace
 
 RunSummary train(const RunConfig& config, const formats::Schema& schema, RunContext& context) {
   check_config(config);
   try {
+    warn_of_memory(config, context);
     return Run(config, schema, context).train();
   } catch (...) {
     context.progress.clear();  // or the error would be printed behind the live line

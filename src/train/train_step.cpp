@@ -27,7 +27,8 @@ struct ModelLoss {
 };
 
 std::vector<ModelLoss> model_losses(const nn::ModelOutput& out, const MoeSection& moe) {
-  return {{&StepResult::aux_loss, out.aux_loss, moe.aux_loss_coeff}};
+  return {{&StepResult::aux_loss, out.aux_loss, moe.aux_loss_coeff},
+          {&StepResult::z_loss, out.z_loss, moe.z_loss_coeff}};
 }
 
 // Sums over the micro-batches, on the device.

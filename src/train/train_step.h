@@ -18,6 +18,7 @@ struct StepResult {
   double loss = 0;       // nats a valid token
   double grad_norm = 0;  // before clipping
   double aux_loss = 0;
+  double z_loss = 0;
   bool rejected = false;
   int32_t errors = 0;  // bits of the error word
   at::Tensor counts;   // [L, E] int64, of tokens that are no padding

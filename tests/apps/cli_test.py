@@ -23,6 +23,7 @@ import time
 import unittest
 
 BINARY = ""  # set by main
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
 VERBS = ["train", "find-lr", "generate", "eval", "config", "doctor"]
 BACKENDS = ["grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
@@ -153,9 +154,10 @@ class Usage(CliTest):
         ("", "verb is missing"),
         ("trian", "'trian'", "did you mean train?"),
         ("-x", "'-x'", *VERBS),
-        ("config", "action is missing", "show, check, keys, presets"),
+        ("config", "action is missing", "show, check, keys, presets, flavors"),
         ("config shwo", "'shwo'", "did you mean show?"),
         ("config presets extra", "'extra'"),
+        ("config flavors extra", "'extra'"),
         ("doctor extra", "'extra'"),
         ("doctor --frob", "'--frob'"),
         ("eval", "--checkpoint is missing"),
@@ -218,6 +220,11 @@ class Usage(CliTest):
         ("--use_grouped_mm true", "'use_grouped_mm'", "moe.compute_backend"),
         ("--data.weights 1,2", "data.weights has 2", "data.path has 1"),
         ("--config dmeo", "'dmeo'", "did you mean 'demo'?"),
+        ("--config moe_10b_2b_spda", "did you mean 'moe_10b_2b_sdpa'?"),
+        ("--config moe_16b_from_json", "want --config moe_16b --config FILE.json"),
+        ("--config 10B_2B --model.rope_max_seq_len 16", "model.rope_max_seq_len is 16",
+         "training.seq_len is 32"),
+        ("--model.vocab_size 256", "model.vocab_size: got 256", "want at least 257"),
         ("--config missing.toml", "'missing.toml'", "does not exist"),
         ("--config ./folder", "'./folder'"),
         ("--config ./config.yaml", "'./config.yaml'", ".toml or .json"),
@@ -243,7 +250,8 @@ class Usage(CliTest):
     def test_help(self):
         for arguments in [["--help"], ["-h"], *([verb, "--help"] for verb in VERBS),
                           *(["config", action, "--help"]
-                            for action in ["show", "check", "keys", "presets"])]:
+                            for action in ["show", "check", "keys", "presets",
+                                           "flavors"])]:
             with self.subTest(arguments):
                 result = self.succeed(*arguments)
                 self.assertIn(b"usage: amoeba", result.out.lower())
@@ -306,14 +314,83 @@ class Config(CliTest):
                 self.assertIn(f"--{section}.{line.split(' = ')[0]}  (", keys)
 
     def test_presets(self):
-        for name in self.succeed("config", "presets").out.decode().split():
+        lines = self.succeed("config", "presets").out.decode().splitlines()
+        self.assertGreater(len(lines), 20)
+        for line in lines:
+            name, summary = line.split(maxsplit=1)
             with self.subTest(name):
+                self.assertGreater(len(summary), 20)
                 self.succeed("config", "check", "--config", name)
+
+    def test_presets_are_the_source_of_their_values(self):
+        name = "moe_10b_2b_sdpa_batched_mm_padded"
+        lines = self.succeed("config", "show", "--config", name).out.decode().splitlines()
+        for setting in ["dim = 2048", 'compute_backend = "batched_mm_padded"', "seq_len = 8192"]:
+            self.assertIn(f"[preset {name}]", lines[lines.index(setting) - 1])
+
+    def test_documented_flavors_are_the_flavors(self):
+        document = (ROOT / "docs/flavors.md").read_text()
+        self.assertIn(self.succeed("config", "flavors").out.decode(), document)
+
+    def test_show_tells_size_and_memory(self):
+        shown = self.succeed("config", "show", "--config", "moe_671b").out.decode()
+        self.assertIn("# 672,844,897,280 parameters, 39,370,775,552 active", shown)
+        self.assertRegex(shown, r"\n# \* activation_checkpoint full +[\d.]+ TiB \(does not fit\): "
+                                r"weights 2\.4 TiB, ")
+        small = self.succeed("config", "show", "--config", "demo").out.decode()
+        for mode in ["none", "full", "selective"]:
+            self.assertRegex(small, rf"\n# [ *] activation_checkpoint {mode} +[\d.]+ MiB: weights")
+        cuda = self.succeed("config", "show", "--training.device", "cuda").out.decode()
+        self.assertIn("\n# Predicted memory of a step on cuda", cuda)
+        wrong = self.succeed("config", "show", "--moe.top_k", "9").out.decode()
+        self.assertIn("\n# Size and memory unknown: configuration: moe.top_k is 9", wrong)
 
     def test_doctor_names_each_backend(self):
         out = self.succeed("doctor").out.decode()
         for backend in BACKENDS:
             self.assertRegex(out, rf"(?m)^ +{backend} +\w")
+
+
+class Memory(CliTest):
+    """The predicted memory against the peak of the process, which `docs/memory.md` reports."""
+    TOLERANCE = 0.2
+    MODELS = {
+        "latent attention": ["--config", "moe_debugmodel", "--model.vocab_size", "2048",
+                             "--model.num_layers", "3", "--training.seq_len", "128",
+                             "--training.local_batch_size", "6"],
+        "grouped queries": ["--config", "demo", "--training.local_batch_size", "32"],
+        "one wide layer": ["--config", "moe_10b_2b_sdpa_1layer", "--model.vocab_size", "2048",
+                           "--model.dim", "512", "--moe.hidden_dim", "704",
+                           "--training.seq_len", "256"],
+    }
+
+    def peak_and_prediction(self, arguments):
+        process = subprocess.Popen(
+            [BINARY, "train", *arguments, "--data.path", "text.txt", "--run.folder", "unwritten",
+             "--training.steps", "2", "--training.device", "cpu", "--training.num_threads", "2",
+             "--data.validation_fraction", "0", "--checkpoint.enable", "false",
+             "--metrics.report", "false", "--sample.prompt="],
+            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        log = process.stderr.read().decode()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(process.returncode, OK, log)
+        number, unit = re.search(r"memory: ([\d.]+) ([MG])iB predicted", log).groups()
+        return usage.ru_maxrss / 1024, float(number) * {"M": 1, "G": 1024}[unit]
+
+    def test_predicted_is_measured(self):
+        for name, arguments in self.MODELS.items():
+            for dtype, mode in [("float32", "none"), ("float32", "full"), ("bfloat16", "full")]:
+                if dtype == "bfloat16" and name != "grouped queries":
+                    continue  # slow on CPUs without bf16 products
+                with self.subTest(f"{name}, {dtype}, {mode}"):
+                    peak, predicted = self.peak_and_prediction(
+                        [*arguments, "--training.dtype", dtype,
+                         "--training.activation_checkpoint", mode])
+                    print(f"{name:17} {dtype:8} {mode:5} predicted {predicted:6.0f} MiB, "
+                          f"measured {peak:6.0f} MiB: {predicted / peak:.2f}")
+                    self.assertAlmostEqual(predicted / peak, 1, delta=self.TOLERANCE)
 
 
 class Data(CliTest):

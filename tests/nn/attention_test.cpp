@@ -1,22 +1,13 @@
 #include "nn/attention.h"
 
 #include <ATen/Context.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/allclose.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/softmax.h>
-#include <ATen/ops/stack.h>
-#include <ATen/ops/zeros.h>
-
-#include <limits>
 
 #include "amoeba/error.h"
 #include "nn/plain.h"
+#include "nn/plain_attention.h"
+#include "support/errors.h"
 
 namespace amoeba::test {
 namespace {
@@ -28,81 +19,29 @@ struct Shape {
   std::vector<nn::Segment> segments;
 };
 
-constexpr int64_t kBatch = 2, kLength = 9, kDim = 24, kHeadDim = 8;
+constexpr int64_t kDim = 24, kHeadDim = 8;
 
-// Positions restart where a document starts.
-at::Tensor positions_of(const std::vector<nn::Segment>& segments) {
-  at::Tensor positions = at::arange(kLength, at::kLong).repeat({kBatch});
-  for (const nn::Segment& segment : segments) {
-    positions.narrow(0, segment.row * kLength + segment.begin, segment.length)
-        .copy_(at::arange(segment.length, at::kLong));
-  }
-  return positions;
-}
-
-// [T, T] true where a token may look: same row, same document, not later.
-at::Tensor visible(const std::vector<nn::Segment>& segments) {
-  std::vector<nn::Segment> all = segments;
-  if (all.empty()) {
-    for (int64_t row = 0; row < kBatch; ++row) all.push_back({row, 0, kLength});
-  }
-  at::Tensor mask = at::zeros({kBatch * kLength, kBatch * kLength}, at::kBool);
-  for (const nn::Segment& segment : all) {
-    const int64_t begin = segment.row * kLength + segment.begin;
-    mask.narrow(0, begin, segment.length)
-        .narrow(1, begin, segment.length)
-        .copy_(at::ones({segment.length, segment.length}, at::kBool).tril());
-  }
-  return mask;
-}
-
-// Written from the definition on whole [T, T] score matrices.
-at::Tensor plain_attention(const Tensors& in, const Shape& shape, const at::Tensor& positions) {
-  const auto& x = in[0];
-  const auto project = [&](const at::Tensor& weight, int64_t heads) {
-    return at::mm(x, weight.t()).view({-1, heads, kHeadDim});
-  };
-  const auto normalise = [](const at::Tensor& y) {
-    return y * (y.square().mean(-1, true) + 1e-5).rsqrt();
-  };
-  const nn::RopeTable table = nn::make_rope_table(kLength, kHeadDim, 10000.0, at::kCPU);
-  const at::Tensor cos = table.cos.index_select(0, positions).to(x.scalar_type()).unsqueeze(1);
-  const at::Tensor sin = table.sin.index_select(0, positions).to(x.scalar_type()).unsqueeze(1);
-  const auto rotate = [&](const at::Tensor& y) {
-    const at::Tensor pairs = y.view({y.size(0), y.size(1), kHeadDim / 2, 2});
-    const at::Tensor a = pairs.select(3, 0), b = pairs.select(3, 1);
-    return at::stack({a * cos - b * sin, a * sin + b * cos}, 3).view(y.sizes());
-  };
-  at::Tensor q = project(in[1], shape.heads), k = project(in[2], shape.kv_heads);
-  const at::Tensor v = project(in[3], shape.kv_heads);
-  if (shape.qk_norm) {
-    q = normalise(q);
-    k = normalise(k);
-  }
-  q = rotate(q);
-  k = rotate(k);
-  const at::Tensor hidden = visible(shape.segments).logical_not();
-  std::vector<at::Tensor> heads;
-  for (int64_t head = 0; head < shape.heads; ++head) {
-    const int64_t kv = head / (shape.heads / shape.kv_heads);
-    const at::Tensor scores = at::mm(q.select(1, head), k.select(1, kv).t()) / std::sqrt(8.0);
-    heads.push_back(at::mm(
-        at::softmax(scores.masked_fill(hidden, -std::numeric_limits<double>::infinity()), -1),
-        v.select(1, kv)));
-  }
-  return at::mm(at::cat(heads, 1), in[4].t());
+nn::AttentionConfig config_of(const Shape& shape) {
+  nn::AttentionConfig config;
+  config.dim = kDim;
+  config.num_heads = shape.heads;
+  config.num_kv_heads = shape.kv_heads;
+  config.head_dim = config.rope.head_dim = kHeadDim;
+  config.qk_norm = shape.qk_norm;
+  return config;
 }
 
 struct Fixture {
   explicit Fixture(const Shape& shape)
-      : attention({kDim, shape.heads, shape.kv_heads, kHeadDim, shape.qk_norm, 1e-5}, "attention",
-                  {0.02, 0.02}, store) {
+      : attention(config_of(shape), "attention", {0.02, 0.02}, store) {
     store.allocate(at::kCPU, at::kFloat, 11);
     store.allocate_training_state();
     store.groups()[0].master.mul_(20.0);  // scores far from uniform
+    table = nn::make_rope_table(config_of(shape).rope, kLength, at::kCPU);
   }
   nn::ParameterStore store;
   nn::Attention attention;
+  nn::RopeTable table;
 };
 
 class AttentionShapes : public testing::TestWithParam<Shape> {};
@@ -111,56 +50,97 @@ TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
   at::manual_seed(9);
   const Shape& shape = GetParam();
   Fixture fixture(shape);
-  const at::Tensor positions = positions_of(shape.segments);
-  const nn::RopeTable table = nn::make_rope_table(kLength, kHeadDim, 10000.0, at::kCPU);
-  const at::Tensor x = random({kBatch * kLength, kDim}).to(at::kFloat);
-  const at::Tensor dy = random({kBatch * kLength, kDim});
+  const nn::SequenceLayout layout = layout_of(shape.segments);
+  const at::Tensor x = random({kRows * kLength, kDim}).to(at::kFloat);
+  const at::Tensor dy = random({kRows * kLength, kDim});
   at::Tensor leaf = x.clone().set_requires_grad(true);
-  const at::Tensor y =
-      fixture.attention.forward(leaf, {kBatch, kLength, positions, shape.segments}, table, nullptr);
+  const at::Tensor y = fixture.attention.forward(leaf, layout, fixture.table, nullptr);
   torch::autograd::backward({y}, {dy.to(at::kFloat)});
 
   Tensors inputs = {x.to(at::kDouble)}, actual = {y.detach(), leaf.grad()};
-  for (size_t i = 0; i < 4; ++i) {
-    inputs.push_back(fixture.store.parameters()[i]->master.detach().to(at::kDouble));
-    actual.push_back(fixture.store.parameters()[i]->grad);
+  for (const auto& parameter : fixture.store.parameters()) {
+    inputs.push_back(parameter->master.detach().to(at::kDouble));
+    actual.push_back(parameter->grad);
   }
   expect_agrees(
-      actual, [&](const Tensors& in) { return plain_attention(in, shape, positions); }, inputs, dy,
-      at::kFloat);
+      actual,
+      [&](const Tensors& in) { return plain_grouped(in[0], in, 1, config_of(shape), layout); },
+      inputs, dy, at::kFloat);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, AttentionShapes,
-    testing::Values(
-        Shape{"mha", 3, 3, false, {}}, Shape{"gqa", 4, 2, false, {}},
-        Shape{"mqa_qk_norm", 4, 1, true, {}},
-        Shape{"documents", 4, 2, false, {{0, 0, 4}, {0, 4, 5}, {1, 0, 9}}},
-        Shape{"one_token_documents", 3, 3, true, {{0, 0, 1}, {0, 1, 8}, {1, 0, 8}, {1, 8, 1}}}),
-    [](const auto& row) { return row.param.name; });
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionShapes,
+                         testing::Values(Shape{"mha", 3, 3, false, {}},
+                                         Shape{"gqa", 4, 2, false, {}},
+                                         Shape{"mqa_qk_norm", 4, 1, true, {}},
+                                         Shape{"documents", 4, 2, false, kDocuments},
+                                         Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
+                         [](const auto& row) { return row.param.name; });
 
 TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
   at::manual_seed(10);
   const Shape shape{"gqa", 4, 2, true, {}};
   Fixture fixture(shape);
   const at::NoGradGuard no_grad;
-  const nn::RopeTable table = nn::make_rope_table(kLength, kHeadDim, 10000.0, at::kCPU);
   const at::Tensor x = random({kLength, kDim}).to(at::kFloat);
   const at::Tensor whole = fixture.attention.forward(
-      x, {1, kLength, at::arange(kLength, at::kLong), {}}, table, nullptr);
-  nn::KvCache cache{at::zeros({1, 2, kLength, kHeadDim}), at::zeros({1, 2, kLength, kHeadDim}), 0};
+      x, {1, kLength, at::arange(kLength, at::kLong), {}}, fixture.table, nullptr);
+  nn::KvCache cache = fixture.attention.make_cache(kLength, at::kFloat);
   std::vector<at::Tensor> parts;
   for (const auto& [begin, size] :
        {std::pair<int64_t, int64_t>{0, 4}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}}) {
     parts.push_back(fixture.attention.forward(
-        x.narrow(0, begin, size), {1, size, at::arange(begin, begin + size, at::kLong), {}}, table,
-        &cache));
+        x.narrow(0, begin, size), {1, size, at::arange(begin, begin + size, at::kLong), {}},
+        fixture.table, &cache));
   }
   EXPECT_TRUE(at::allclose(at::cat(parts), whole, 1e-5, 1e-5));
-  EXPECT_THROW(fixture.attention.forward(x.narrow(0, 0, 1), {1, 1, at::zeros({1}, at::kLong), {}},
-                                         table, &cache),
-               Error);
+  const auto one_more = [&] {
+    fixture.attention.forward(x.narrow(0, 0, 1), {1, 1, at::zeros({1}, at::kLong), {}},
+                              fixture.table, &cache);
+  };
+  EXPECT_EQ(error_message(ErrorKind::kUsage, one_more),
+            "attention: the cache holds 9 positions, want 10");
 }
+
+struct BadConfig {
+  const char* name;
+  std::function<void(nn::AttentionConfig&)> spoil;
+  const char* message;
+};
+
+class RefusedAttention : public testing::TestWithParam<BadConfig> {};
+
+TEST_P(RefusedAttention, NamesWhatWasGotAndWanted) {
+  nn::AttentionConfig config = config_of({"gqa", 4, 2, false, {}});
+  nn::check_attention_config(config);
+  GetParam().spoil(config);
+  EXPECT_EQ(error_message(ErrorKind::kUsage, [&] { nn::check_attention_config(config); }),
+            GetParam().message);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, RefusedAttention,
+    testing::Values(BadConfig{"dim", [](nn::AttentionConfig& c) { c.dim = 0; },
+                              "attention: dim is 0 and num_heads is 4, want both > 0"},
+                    BadConfig{"kv_heads", [](nn::AttentionConfig& c) { c.num_kv_heads = 3; },
+                              "attention: num_heads is 4 and num_kv_heads is 3, want a multiple"},
+                    BadConfig{"rope", [](nn::AttentionConfig& c) { c.rope.head_dim = 6; },
+                              "attention: rope.head_dim is 6, want head_dim 8, even and > 0"},
+                    BadConfig{
+                        "mla_rope", [](nn::AttentionConfig& c) { c.mla.emplace(); },
+                        "attention: rope.head_dim is 8, want qk_rope_head_dim 64, even and > 0"},
+                    BadConfig{"mla_norm",
+                              [](nn::AttentionConfig& c) {
+                                c.mla.emplace();
+                                c.qk_norm = true;
+                              },
+                              "attention: qk_norm is set, want it off with mla"},
+                    BadConfig{"values",
+                              [](nn::AttentionConfig& c) {
+                                c.mla = nn::MlaConfig{0, 12, 6, 4, 11};
+                                c.rope.head_dim = 4;
+                              },
+                              "attention: v_head_dim is 11, want at most the 10 of a key"}),
+    [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace amoeba::test

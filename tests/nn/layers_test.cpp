@@ -64,7 +64,7 @@ TEST_P(Layers, SwigluAgreesWithPlain) {
 
 TEST_P(Layers, RopeAgreesWithPlainAndKeepsLength) {
   const int64_t tokens = 11, heads = 3, hd = 10;
-  const nn::RopeTable table = nn::make_rope_table(16, hd, 10000.0, at::kCPU);
+  const nn::RopeTable table = nn::make_rope_table({.head_dim = hd}, 16, at::kCPU);
   const at::Tensor positions = at::randint(16, {tokens}, at::kLong);
   const at::Tensor x = random({tokens, heads, hd}), dy = random({tokens, heads, hd});
   const auto fused = [&](const Tensors& in) { return nn::rope(in[0], table, positions); };

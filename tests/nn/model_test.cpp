@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <functional>
+#include <set>
 
 #include "amoeba/error.h"
 #include "nn/loss.h"
@@ -31,8 +32,14 @@ nn::ModelConfig small_config() {
   config.max_seq_len = kLength;
   config.tie_embeddings = true;
   config.init_std = 0.2;
-  config.attention = {16, 4, 2, 4, true, 1e-5};
-  config.moe.router = {16, 5, 2, true, 1.0};
+  config.attention.dim = config.moe.router.dim = 16;
+  config.attention.num_heads = 4;
+  config.attention.num_kv_heads = 2;
+  config.attention.head_dim = config.attention.rope.head_dim = 4;
+  config.attention.qk_norm = true;
+  config.moe.router.num_experts = 5;
+  config.moe.router.top_k = 2;
+  config.moe.router.route_norm = true;
   config.moe.hidden_dim = 8;
   config.moe.num_shared_experts = 1;
   config.compute_backend = "for_loop";
@@ -72,9 +79,150 @@ TEST(Model, SizeCountsEveryParameterAndTheActiveOnes) {
   }
 }
 
-TEST(Model, GradientsAreTheDifferenceQuotient) {
+// Every flavor of the origin: exact parameter counts at its vocabulary, published there
+// or worked out from its formula.
+struct Flavor {
+  const char* name;
+  bool mla;
+  int64_t dim, layers, dense_layers, heads, hidden, shared, dense_hidden, experts, top_k, q_lora;
+  int64_t vocab, total, active, sparse;
+};
+
+class Flavors : public testing::TestWithParam<Flavor> {};
+
+// On the meta device nothing of it is allocated.
+TEST_P(Flavors, HaveTheirExactSizes) {
+  const Flavor& flavor = GetParam();
+  nn::ModelConfig config;
+  config.vocab_size = flavor.vocab;
+  config.num_layers = flavor.layers;
+  config.num_dense_layers = flavor.dense_layers;
+  config.dense_hidden_dim = flavor.dense_hidden;
+  config.max_seq_len = 16384;
+  config.attention.dim = config.moe.router.dim = flavor.dim;
+  config.attention.num_heads = flavor.heads;
+  if (flavor.mla) {
+    config.attention.mla = nn::MlaConfig{.q_lora_rank = flavor.q_lora};
+    config.attention.rope = {.head_dim = 64, .factor = 40.0, .max_seq_len = 16384};
+  } else {
+    config.attention.num_kv_heads = 4;
+    config.attention.head_dim = config.attention.rope.head_dim = 128;
+  }
+  config.moe.router.num_experts = flavor.experts;
+  config.moe.router.top_k = flavor.top_k;
+  config.moe.hidden_dim = flavor.hidden;
+  config.moe.num_shared_experts = flavor.shared;
+  const nn::Model model(config, at::kMeta, at::kBFloat16, 1);
+  const nn::ModelSize size = model.size(2048);
+  EXPECT_EQ(size.total, flavor.total);
+  EXPECT_EQ(size.active, flavor.active);
+  EXPECT_EQ(size.sparse, flavor.sparse);
+  const int64_t head = flavor.mla ? 192 + 128 : 2 * 128;
+  EXPECT_EQ(size.flops_per_token,
+            6.0 * static_cast<double>(flavor.active - flavor.vocab * flavor.dim) +
+                6.0 * static_cast<double>(flavor.layers * flavor.heads * head * 2048));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, Flavors,
+    testing::Values(Flavor{"debugmodel", true, 256, 6, 1, 16, 256, 2, 1024, 8, 3, 0, 256128,
+                           163102976, 158187776, 9840640},
+                    Flavor{"m500M", true, 512, 12, 1, 16, 512, 2, 2048, 16, 3, 0, 256128, 481405440,
+                           368945664, 155803648},
+                    Flavor{"m2B", true, 1024, 18, 1, 16, 1024, 2, 4096, 24, 3, 0, 256128,
+                           2070747136, 947722240, 1390829568},
+                    Flavor{"m4B", true, 1536, 22, 1, 12, 1024, 2, 6144, 24, 3, 0, 256128,
+                           3576171008, 1495271936, 2577125376},
+                    Flavor{"m7B", true, 2048, 24, 1, 24, 1280, 2, 8192, 36, 3, 0, 256128,
+                           8455952384, 2486933504, 6875111424},
+                    Flavor{"small", true, 2048, 24, 1, 16, 512, 2, 4096, 64, 6, 0, 256128,
+                           6182909952, 1986508800, 4778229760},
+                    Flavor{"m10B_2B", true, 2048, 27, 1, 16, 1408, 2, 10944, 36, 3, 0, 256128,
+                           10036915712, 2614570496, 8548859904},
+                    Flavor{"m10B_2B_50K", true, 2048, 31, 1, 16, 1408, 2, 10944, 36, 3, 0, 50304,
+                           10564138496, 1999894016, 9864069120},
+                    Flavor{"one_layer", true, 2048, 1, 0, 16, 1408, 2, 0, 36, 3, 0, 50304,
+                           548616704, 263141888, 328802304},
+                    Flavor{"m16B", true, 2048, 27, 1, 16, 1408, 2, 10944, 64, 6, 0, 256128,
+                           16336154112, 3290820096, 14848098304},
+                    Flavor{"m236B", true, 5120, 60, 1, 128, 1536, 2, 12288, 160, 6, 1536, 256128,
+                           237315609600, 22949975040, 225549844480},
+                    Flavor{"m671B", true, 7168, 61, 3, 128, 2048, 1, 18432, 256, 8, 1536, 256128,
+                           672844897280, 39370775552, 656569532416},
+                    Flavor{"AGPT", false, 2048, 24, 0, 16, 2112, 2, 0, 36, 3, 0, 50304, 12293801984,
+                           2016708608, 11835998208},
+                    Flavor{"AGPT_dense", false, 2048, 24, 24, 16, 0, 0, 10496, 0, 0, 0, 50304,
+                           2005501952, 2005501952, 0}),
+    [](const auto& row) { return row.param.name; });
+
+TEST(Model, FlopsOfThePublishedAnchor) {
+  // The GQA flavor at S 2048 and 4096, from its published totals.
+  nn::ModelConfig config;
+  config.vocab_size = 50304;
+  config.num_layers = 24;
+  config.max_seq_len = 4096;
+  config.attention.dim = config.moe.router.dim = 2048;
+  config.attention.num_heads = 16;
+  config.attention.num_kv_heads = 4;
+  config.attention.head_dim = config.attention.rope.head_dim = 128;
+  config.moe.router.num_experts = 36;
+  config.moe.router.top_k = 3;
+  config.moe.hidden_dim = 2112;
+  config.moe.num_shared_experts = 2;
+  const nn::Model model(config, at::kMeta, at::kBFloat16, 1);
+  EXPECT_EQ(model.size(2048).flops_per_token, 12690075648.0);
+  EXPECT_EQ(model.size(4096).flops_per_token, 13898035200.0);
+}
+
+nn::ModelConfig latent_config(int64_t num_dense_layers) {
+  nn::ModelConfig config = small_config();
+  config.num_layers = 3;
+  config.num_dense_layers = num_dense_layers;
+  config.dense_hidden_dim = 20;
+  config.attention.qk_norm = false;
+  config.attention.mla = nn::MlaConfig{7, 9, 6, 4, 5};
+  return config;
+}
+
+TEST(Model, DenseLayersComeFirstAndCountNothing) {
+  at::manual_seed(8);
+  for (int64_t dense : {1, 3}) {
+    nn::Model model(latent_config(dense), at::kCPU, at::kFloat, 5);
+    model.store().allocate_training_state();
+    std::set<std::string> names;
+    for (const auto& parameter : model.store().parameters()) names.insert(parameter->name);
+    for (int64_t layer = 0; layer < 3; ++layer) {
+      const std::string prefix = cat("layers.", layer);
+      for (const char* w : {"w1", "w2", "w3"}) {
+        EXPECT_EQ(names.count(cat(prefix, ".feed_forward.", w, ".weight")), layer < dense) << layer;
+        EXPECT_EQ(names.count(cat(prefix, ".moe.experts.", w)), layer >= dense) << layer;
+      }
+    }
+    EXPECT_EQ(model.expert_bias().sizes(), (at::IntArrayRef{3 - dense, 5}));
+    const nn::ModelOutput out = model.forward(some_input());
+    EXPECT_EQ(out.counts.sizes(), (at::IntArrayRef{3 - dense, 5}));
+    EXPECT_EQ(out.counts.scalar_type(), at::kLong);
+    EXPECT_EQ(out.counts.sum().item<int64_t>(), (3 - dense) * kBatch * kLength * 2);
+    EXPECT_EQ(out.aux_loss.item<float>() > 0, dense < 3);
+    EXPECT_EQ(out.z_loss.item<float>() > 0, dense < 3);
+    EXPECT_EQ(model.expert_choice().backend != nullptr, dense < 3);
+    torch::autograd::backward({out.hidden}, {at::randn(out.hidden.sizes())});
+    for (const auto& parameter : model.store().parameters()) {
+      EXPECT_GT(parameter->grad.abs().max().item<float>(), 0.0f) << parameter->name;
+    }
+  }
+}
+
+class ModelKinds : public testing::TestWithParam<bool> {
+ protected:
+  static nn::ModelConfig config() { return GetParam() ? latent_config(1) : small_config(); }
+};
+INSTANTIATE_TEST_SUITE_P(Kinds, ModelKinds, testing::Bool(),
+                         [](const auto& row) { return row.param ? "mla_dense_first" : "gqa"; });
+
+TEST_P(ModelKinds, GradientsAreTheDifferenceQuotient) {
   at::manual_seed(1);
-  nn::Model model(small_config(), at::kCPU, at::kFloat, 5);
+  nn::Model model(config(), at::kCPU, at::kFloat, 5);
   model.store().allocate_training_state();
   const nn::ModelInput input = some_input();
   const at::Tensor targets = at::randint(kVocab, {kBatch * kLength}, at::kLong);
@@ -154,9 +302,9 @@ TEST(Model, PaddingDoesNotReachOtherTokensOrCounts) {
   EXPECT_TRUE(at::equal(changed.counts, out.counts));
 }
 
-TEST(Model, CachedStepsGiveTheLogitsOfTheWhole) {
+TEST_P(ModelKinds, CachedStepsGiveTheLogitsOfTheWhole) {
   at::manual_seed(5);
-  nn::Model model(small_config(), at::kCPU, at::kFloat, 5);
+  nn::Model model(config(), at::kCPU, at::kFloat, 5);
   const at::NoGradGuard no_grad;
   nn::ModelInput whole;
   whole.tokens = at::randint(kVocab, {kLength}, at::kLong);
@@ -228,6 +376,39 @@ TEST(Model, UnknownBackendIsRefusedAtConstruction) {
   config.compute_backend = "grouped";
   EXPECT_THROW(nn::Model(config, at::kCPU, at::kFloat, 1), Error);
 }
+
+struct BadConfig {
+  const char* name;
+  std::function<void(nn::ModelConfig&)> spoil;
+  const char* message;
+};
+
+class RefusedConfig : public testing::TestWithParam<BadConfig> {};
+
+TEST_P(RefusedConfig, NamesWhatWasGotAndWanted) {
+  nn::ModelConfig config = latent_config(1);
+  nn::Model(config, at::kMeta, at::kFloat, 1);
+  GetParam().spoil(config);
+  EXPECT_EQ(error_message(ErrorKind::kUsage, [&] { nn::Model(config, at::kMeta, at::kFloat, 1); }),
+            GetParam().message);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, RefusedConfig,
+    testing::Values(BadConfig{"vocab", [](nn::ModelConfig& c) { c.vocab_size = 0; },
+                              "model: vocab_size is 0 and num_layers is 3, want both > 0"},
+                    BadConfig{"dense_layers", [](nn::ModelConfig& c) { c.num_dense_layers = 4; },
+                              "model: num_dense_layers is 4, want 0 to num_layers 3"},
+                    BadConfig{"dense_hidden", [](nn::ModelConfig& c) { c.dense_hidden_dim = 0; },
+                              "model: dense_hidden_dim is 0, want > 0 with 1 dense layers"},
+                    BadConfig{"router_dim", [](nn::ModelConfig& c) { c.moe.router.dim = 8; },
+                              "model: moe.router.dim is 8, want attention.dim 16"},
+                    BadConfig{"expert_hidden", [](nn::ModelConfig& c) { c.moe.hidden_dim = 0; },
+                              "model: moe.hidden_dim is 0, want > 0"},
+                    BadConfig{"attention",
+                              [](nn::ModelConfig& c) { c.attention.mla->v_head_dim = 0; },
+                              "attention: kv_lora_rank is 9 and v_head_dim is 0, want both > 0"}),
+    [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace amoeba::test

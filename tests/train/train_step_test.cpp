@@ -36,7 +36,7 @@ nn::ModelConfig model_config(const std::string& backend) {
   config.attention.dim = 16;
   config.attention.num_heads = 4;
   config.attention.num_kv_heads = 2;
-  config.attention.head_dim = 6;
+  config.attention.head_dim = config.attention.rope.head_dim = 6;
   config.moe.router.dim = 16;
   config.moe.router.num_experts = kExperts;
   config.moe.router.top_k = kTopK;
@@ -49,6 +49,7 @@ nn::ModelConfig model_config(const std::string& backend) {
 RunConfig run_config() {
   RunConfig config;
   config.moe.aux_loss_coeff = 0.5;  // much, so that it shows
+  config.moe.z_loss_coeff = 0.25;
   config.moe.balance_coeff = 0.25;
   return config;
 }
@@ -155,6 +156,7 @@ TEST_P(Padding, ItsContentChangesNoBit) {
     EXPECT_EQ(got.loss, want.loss);
     EXPECT_EQ(got.grad_norm, want.grad_norm);
     EXPECT_EQ(got.aux_loss, want.aux_loss);
+    EXPECT_EQ(got.z_loss, want.z_loss);
     EXPECT_EQ(got.errors, 0);
     EXPECT_TRUE(at::equal(got.counts, want.counts));
     expect_same_state(other, first);
@@ -198,23 +200,32 @@ TEST(TrainStep, ModelLossesCountByTheirShareOfTheTokens) {
   const MicroBatch large = padded_batch({kLength, kLength}, kLength, 1);
   const MicroBatch small = padded_batch({3, 2}, kLength, 1);
   Trainer alone_large, alone_small, together;
-  const double large_loss = alone_large.step(step_of({large})).aux_loss;
-  const double small_loss = alone_small.step(step_of({small})).aux_loss;
+  const StepResult of_large = alone_large.step(step_of({large}));
+  const StepResult of_small = alone_small.step(step_of({small}));
   const StepResult both = together.step(step_of({large, small}));
   const double share = 5.0 / (5.0 + 2 * kLength);
-  EXPECT_NEAR(both.aux_loss, (1 - share) * large_loss + share * small_loss, 1e-6);
-  EXPECT_NE(large_loss, small_loss);
+  for (double StepResult::*loss : {&StepResult::aux_loss, &StepResult::z_loss}) {
+    EXPECT_NEAR(both.*loss, (1 - share) * of_large.*loss + share * of_small.*loss, 1e-6);
+    EXPECT_NE(of_large.*loss, of_small.*loss);
+  }
 }
 
 TEST(TrainStep, ALossWithCoefficientZeroIsReportedAndNotTrained) {
-  RunConfig without = run_config(), with = run_config();
-  without.moe.aux_loss_coeff = 0;
   const StepBatch batch = step_of({padded_batch({kLength, 4, 9}, kLength, 1)});
-  Trainer a, b;
-  const StepResult off = a.step(batch, without), on = b.step(batch, with);
-  EXPECT_EQ(off.aux_loss, on.aux_loss);
-  EXPECT_GT(off.aux_loss, 0.0);
-  EXPECT_NE(off.grad_norm, on.grad_norm);
+  Trainer with;
+  const StepResult on = with.step(batch);
+  for (double train::MoeSection::*coeff :
+       {&train::MoeSection::aux_loss_coeff, &train::MoeSection::z_loss_coeff}) {
+    RunConfig config = run_config();
+    config.moe.*coeff = 0;
+    Trainer without;
+    const StepResult off = without.step(batch, config);
+    EXPECT_EQ(off.aux_loss, on.aux_loss);
+    EXPECT_EQ(off.z_loss, on.z_loss);
+    EXPECT_NE(off.grad_norm, on.grad_norm);
+  }
+  EXPECT_GT(on.aux_loss, 0.0);
+  EXPECT_GT(on.z_loss, 0.0);
 }
 
 TEST(TrainStep, ARejectedStepKeepsWeightsMomentsAndBias) {

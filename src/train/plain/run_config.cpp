@@ -34,29 +34,104 @@ void add_model_keys(Schema& schema, ModelSection& model) {
               .doc = "Number of decoder layers.",
               .minimum = 1,
               .maximum = 10000});
+  schema.add(
+      {.path = "model.num_dense_layers",
+       .field = &model.num_dense_layers,
+       .doc = "Layers, the first ones, with a dense feed-forward network in place of experts.",
+       .minimum = 0,
+       .maximum = 10000});
+  schema.add({.path = "model.dense_hidden_dim",
+              .field = &model.dense_hidden_dim,
+              .doc = "Hidden width of that network; wanted with model.num_dense_layers.",
+              .minimum = 0,
+              .maximum = kMaxSize});
+  schema.add({.path = "model.attention",
+              .field = &model.attention,
+              .doc = "Kind of attention; gqa: grouped-query; mla: multi-head latent, keys and "
+                     "values from one narrow vector a token.",
+              .choices = {"gqa", "mla"}});
   schema.add({.path = "model.num_heads",
               .field = &model.num_heads,
-              .doc = "Query heads of the attention.",
+              .doc = "Query heads of the attention; with mla all heads.",
               .minimum = 1,
               .maximum = kMaxSize});
   schema.add({.path = "model.num_kv_heads",
               .field = &model.num_kv_heads,
-              .doc = "Key and value heads; divides model.num_heads.",
+              .doc = "gqa: key and value heads; divides model.num_heads.",
               .minimum = 1,
               .maximum = kMaxSize});
   schema.add({.path = "model.head_dim",
               .field = &model.head_dim,
-              .doc = "Width of one head, even; 0: model.dim / model.num_heads.",
+              .doc = "gqa: width of one head, even; 0: model.dim / model.num_heads.",
               .minimum = 0,
               .maximum = kMaxSize});
-  schema.add({.path = "model.qk_norm",
-              .field = &model.qk_norm,
-              .doc = "Normalises each query and key head (RMSNorm) before the rotary embedding."});
+  schema.add(
+      {.path = "model.qk_norm",
+       .field = &model.qk_norm,
+       .doc = "gqa: normalises each query and key head (RMSNorm) before the rotary embedding."});
+  schema.add({.path = "model.q_lora_rank",
+              .field = &model.q_lora_rank,
+              .doc = "mla: width that queries pass through; 0: straight from the hidden state.",
+              .minimum = 0,
+              .maximum = kMaxSize});
+  schema.add({.path = "model.kv_lora_rank",
+              .field = &model.kv_lora_rank,
+              .doc = "mla: width of the vector that keys and values come from.",
+              .minimum = 1,
+              .maximum = kMaxSize});
+  schema.add({.path = "model.qk_nope_head_dim",
+              .field = &model.qk_nope_head_dim,
+              .doc = "mla: width of the part of a query or key head that is not rotated.",
+              .minimum = 1,
+              .maximum = kMaxSize});
+  schema.add({.path = "model.qk_rope_head_dim",
+              .field = &model.qk_rope_head_dim,
+              .doc = "mla: width of the rotated part, even; all heads share one such key.",
+              .minimum = 2,
+              .maximum = kMaxSize});
+  schema.add({.path = "model.v_head_dim",
+              .field = &model.v_head_dim,
+              .doc = "mla: width of a value head.",
+              .minimum = 1,
+              .maximum = kMaxSize});
   schema.add({.path = "model.rope_theta",
               .field = &model.rope_theta,
               .doc = "Base of the rotary embedding's wave lengths.",
               .minimum = 0,
               .minimum_exclusive = true});
+  schema.add({.path = "model.rope_factor",
+              .field = &model.rope_factor,
+              .doc = "Stretches the rotary embedding to longer sequences (YaRN) when "
+                     "model.rope_max_seq_len is more than model.rope_original_seq_len; 1: off.",
+              .minimum = 1});
+  schema.add({.path = "model.rope_beta_fast",
+              .field = &model.rope_beta_fast,
+              .doc = "YaRN: frequencies that turn more often than this within "
+                     "model.rope_original_seq_len are kept.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "model.rope_beta_slow",
+              .field = &model.rope_beta_slow,
+              .doc = "YaRN: frequencies that turn less often than this are divided by "
+                     "model.rope_factor; a ramp between.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "model.rope_original_seq_len",
+              .field = &model.rope_original_seq_len,
+              .doc = "YaRN: length that is not stretched.",
+              .minimum = 1,
+              .maximum = 1 << 24});
+  schema.add(
+      {.path = "model.rope_max_seq_len",
+       .field = &model.rope_max_seq_len,
+       .doc = "Length the model is meant for, at least training.seq_len; 0: training.seq_len.",
+       .minimum = 0,
+       .maximum = 1 << 24});
+  schema.add({.path = "model.rope_mscale",
+              .field = &model.rope_mscale,
+              .doc = "YaRN with mla: the attention scale is multiplied by (0.1 * this * "
+                     "ln(model.rope_factor) + 1)^2.",
+              .minimum = 0});
   schema.add({.path = "model.norm_eps",
               .field = &model.norm_eps,
               .doc = "Added to the mean square in every RMSNorm.",
@@ -107,6 +182,26 @@ void add_moe_keys(Schema& schema, MoeSection& moe) {
               .doc = "Factor on the scores of a token's experts.",
               .minimum = 0,
               .minimum_exclusive = true});
+  schema.add({.path = "moe.score_function",
+              .field = &moe.score_function,
+              .doc = "From router logits to scores.",
+              .choices = {"softmax", "sigmoid"}});
+  schema.add({.path = "moe.num_groups",
+              .field = &moe.num_groups,
+              .doc = "Groups of neighbouring experts, of which a token may use "
+                     "moe.num_limited_groups; 0: no groups.",
+              .minimum = 0,
+              .maximum = kMaxSize});
+  schema.add(
+      {.path = "moe.num_limited_groups",
+       .field = &moe.num_limited_groups,
+       .doc = "Groups, the best, that the experts of a token come from; 0 without moe.num_groups.",
+       .minimum = 0,
+       .maximum = kMaxSize});
+  schema.add(
+      {.path = "moe.force_balance",
+       .field = &moe.force_balance,
+       .doc = "Sends tokens to the experts in turn, whatever the scores; for benchmarks only."});
   schema.add({.path = "moe.score_before_experts",
               .field = &moe.score_before_experts,
               .doc = "Multiplies an expert's input by the score instead of its output."});
@@ -117,6 +212,10 @@ void add_moe_keys(Schema& schema, MoeSection& moe) {
   schema.add({.path = "moe.aux_loss_coeff",
               .field = &moe.aux_loss_coeff,
               .doc = "Weight of the auxiliary load-balance loss; 0: off.",
+              .minimum = 0});
+  schema.add({.path = "moe.z_loss_coeff",
+              .field = &moe.z_loss_coeff,
+              .doc = "Weight of the router z-loss, which keeps the router logits small; 0: off.",
               .minimum = 0});
   schema.add(
       {.path = "moe.compute_backend",
@@ -194,6 +293,12 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .doc = "Steps in a row with a loss or gradient that is not finite, after which the "
                      "run stops.",
               .minimum = 1});
+  schema.add({.path = "training.activation_checkpoint",
+              .field = &training.activation_checkpoint,
+              .doc = "What a layer keeps for backward; none: everything; full: its input only, the "
+                     "layer is computed again; selective: the attention half only, the "
+                     "feed-forward half is computed again.",
+              .choices = {"none", "full", "selective"}});
 }
 
 void add_optimizer_keys(Schema& schema, OptimizerSection& optimizer) {
@@ -356,7 +461,7 @@ void retire_spellings(Schema& schema) {
 
 // ---- Contradictions -----------------------------------------------------------------------------
 
-void check_model(const ModelSection& model) {
+void check_grouped_query(const ModelSection& model) {
   AMOEBA_CHECK(model.num_heads % model.num_kv_heads == 0, "configuration: model.num_heads is ",
                model.num_heads, " and model.num_kv_heads is ", model.num_kv_heads,
                ", want a multiple");
@@ -369,6 +474,56 @@ void check_model(const ModelSection& model) {
                "configuration: model.dim is ", model.dim, " and model.num_heads is ",
                model.num_heads, ", which makes heads ", model.dim / model.num_heads,
                " wide, want an even width");
+}
+
+void check_latent(const ModelSection& model) {
+  AMOEBA_CHECK(model.qk_rope_head_dim % 2 == 0, "configuration: model.qk_rope_head_dim is ",
+               model.qk_rope_head_dim, ", want an even number");
+  AMOEBA_CHECK(!model.qk_norm, "configuration: model.qk_norm is true and model.attention is '",
+               model.attention, "', want gqa, or no normalised heads");
+}
+
+void check_model(const ModelSection& model, int64_t seq_len) {
+  if (model.attention == "mla") {
+    check_latent(model);
+  } else {
+    check_grouped_query(model);
+  }
+  AMOEBA_CHECK(model.num_dense_layers <= model.num_layers,
+               "configuration: model.num_dense_layers is ", model.num_dense_layers,
+               " and model.num_layers is ", model.num_layers,
+               ", want no more than there are layers");
+  AMOEBA_CHECK(model.num_dense_layers == 0 || model.dense_hidden_dim > 0,
+               "configuration: model.num_dense_layers is ", model.num_dense_layers,
+               " and model.dense_hidden_dim is ", model.dense_hidden_dim, ", want a width");
+  AMOEBA_CHECK(model.rope_max_seq_len == 0 || model.rope_max_seq_len >= seq_len,
+               "configuration: model.rope_max_seq_len is ", model.rope_max_seq_len,
+               " and training.seq_len is ", seq_len, ", want at least that, or 0");
+  AMOEBA_CHECK(model.rope_beta_fast > model.rope_beta_slow,
+               "configuration: model.rope_beta_fast is ", model.rope_beta_fast,
+               " and model.rope_beta_slow is ", model.rope_beta_slow, ", want more");
+}
+
+void check_moe(const MoeSection& moe) {
+  AMOEBA_CHECK(moe.top_k <= moe.num_experts, "configuration: moe.top_k is ", moe.top_k,
+               " and moe.num_experts is ", moe.num_experts,
+               ", want no more than there are experts");
+  AMOEBA_CHECK((moe.num_groups == 0) == (moe.num_limited_groups == 0),
+               "configuration: moe.num_groups is ", moe.num_groups,
+               " and moe.num_limited_groups is ", moe.num_limited_groups, ", want both or neither");
+  if (moe.num_groups == 0) return;
+  AMOEBA_CHECK(moe.num_experts % moe.num_groups == 0, "configuration: moe.num_experts is ",
+               moe.num_experts, " and moe.num_groups is ", moe.num_groups, ", want a multiple");
+  const int64_t group_size = moe.num_experts / moe.num_groups;
+  AMOEBA_CHECK(group_size >= 2, "configuration: moe.num_experts is ", moe.num_experts,
+               " and moe.num_groups is ", moe.num_groups, ", want at least 2 experts a group");
+  AMOEBA_CHECK(moe.num_limited_groups <= moe.num_groups,
+               "configuration: moe.num_limited_groups is ", moe.num_limited_groups,
+               " and moe.num_groups is ", moe.num_groups, ", want no more than there are groups");
+  AMOEBA_CHECK(moe.top_k <= moe.num_limited_groups * group_size, "configuration: moe.top_k is ",
+               moe.top_k, " and moe.num_limited_groups is ", moe.num_limited_groups,
+               ", which hold ", moe.num_limited_groups * group_size,
+               " experts, want no more than those");
 }
 
 void check_data(const DataSection& data) {
@@ -420,10 +575,8 @@ void check_config(const RunConfig& config) {
   make_schema(copy).check();
 
   AMOEBA_CHECK(!config.run.folder.empty(), "configuration: run.folder is empty, want a path");
-  check_model(config.model);
-  AMOEBA_CHECK(config.moe.top_k <= config.moe.num_experts, "configuration: moe.top_k is ",
-               config.moe.top_k, " and moe.num_experts is ", config.moe.num_experts,
-               ", want no more than there are experts");
+  check_model(config.model, config.training.seq_len);
+  check_moe(config.moe);
   global_batch_size(config.training, 0);  // checks its keys
   check_data(config.data);
   check_checkpoint(config.checkpoint);

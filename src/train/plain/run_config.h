@@ -18,11 +18,25 @@ struct ModelSection {
   int64_t vocab_size = 0;  // 0: the tokenizer's, rounded up to a multiple of 8
   int64_t dim = 128;
   int64_t num_layers = 4;
+  int64_t num_dense_layers = 0;   // the first ones, without experts
+  int64_t dense_hidden_dim = 0;   // hidden width of a dense layer
+  std::string attention = "gqa";  // gqa | mla
   int64_t num_heads = 4;
   int64_t num_kv_heads = 2;
   int64_t head_dim = 0;  // 0: dim / num_heads
   bool qk_norm = false;
+  int64_t q_lora_rank = 0;  // this and the next four: mla only; 0: no low-rank query
+  int64_t kv_lora_rank = 512;
+  int64_t qk_nope_head_dim = 128;
+  int64_t qk_rope_head_dim = 64;
+  int64_t v_head_dim = 128;
   double rope_theta = 10000.0;
+  double rope_factor = 1.0;  // YaRN; 1: none
+  double rope_beta_fast = 32.0;
+  double rope_beta_slow = 1.0;
+  int64_t rope_original_seq_len = 4096;
+  int64_t rope_max_seq_len = 0;  // 0: training.seq_len
+  double rope_mscale = 1.0;
   double norm_eps = 1e-5;
   bool tie_embeddings = true;
   double init_std = 0.02;           // of the linear maps
@@ -36,9 +50,14 @@ struct MoeSection {
   int64_t num_shared_experts = 1;  // one FFN of width num_shared_experts * hidden_dim
   bool route_norm = true;          // selected scores sum to 1
   double route_scale = 1.0;
+  std::string score_function = "softmax";  // softmax | sigmoid
+  int64_t num_groups = 0;                  // node-limited routing; 0: off
+  int64_t num_limited_groups = 0;
+  bool force_balance = false;  // benchmarks: round-robin ids
   bool score_before_experts = false;
   double balance_coeff = 1e-3;   // step of the bias balancing; 0: off
   double aux_loss_coeff = 1e-2;  // auxiliary load-balance loss; 0: off
+  double z_loss_coeff = 0.0;     // router z-loss; 0: off
   std::string compute_backend = "auto";
   double capacity_factor = 1.25;  // batched_mm_capacity only
 };
@@ -55,8 +74,9 @@ struct TrainingSection {
   std::string device = "auto";    // auto | cpu | cuda
   int64_t num_threads = 0;        // 0: all cores
   int64_t seed = 1;
-  int64_t loss_chunk_mib = 64;      // bound on the logits that exist at once
-  int64_t max_rejected_steps = 10;  // consecutive non-finite steps before the run stops
+  int64_t loss_chunk_mib = 64;                 // bound on the logits that exist at once
+  int64_t max_rejected_steps = 10;             // consecutive non-finite steps before the run stops
+  std::string activation_checkpoint = "none";  // none | full | selective
 };
 
 struct OptimizerSection {

@@ -1,0 +1,56 @@
+#include "nn/gqa.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "nn/columns.h"
+#include "nn/linear.h"
+#include "nn/rms_norm.h"
+
+namespace amoeba::nn {
+
+GroupedQueryAttention::GroupedQueryAttention(const AttentionConfig& config,
+                                             const std::string& prefix, const LayerInit& init,
+                                             ParameterStore& store)
+    : config_(config) {
+  const int64_t q_rows = config.num_heads * config.head_dim;
+  const int64_t kv_rows = config.num_kv_heads * config.head_dim;
+  const Init input = truncated_normal_init(init.input_std);
+  wqkv_ = store.join({store.declare(prefix + ".wq.weight", {q_rows, config.dim}, input, true),
+                      store.declare(prefix + ".wk.weight", {kv_rows, config.dim}, input, true),
+                      store.declare(prefix + ".wv.weight", {kv_rows, config.dim}, input, true)});
+  wo_ = store.declare(prefix + ".wo.weight", {config.dim, q_rows},
+                      truncated_normal_init(init.output_std), true);
+  if (config.qk_norm) {
+    q_norm_ = store.declare(prefix + ".q_norm.weight", {config.head_dim}, ones_init(), false, true);
+    k_norm_ = store.declare(prefix + ".k_norm.weight", {config.head_dim}, ones_init(), false, true);
+  }
+}
+
+at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const SequenceLayout& layout,
+                                          const RopeTable& table, KvCache* cache) const {
+  const int64_t hd = config_.head_dim, heads = config_.num_heads, kv_heads = config_.num_kv_heads;
+  const auto parts =
+      split_columns(linear(hidden, *wqkv_), {heads * hd, kv_heads * hd, kv_heads * hd});
+  at::Tensor q = parts[0].view({-1, heads, hd});
+  at::Tensor k = parts[1].view({-1, kv_heads, hd});
+  const at::Tensor v = parts[2].view({-1, kv_heads, hd});
+  if (config_.qk_norm) {
+    q = rms_norm(q, *q_norm_, config_.norm_eps);
+    k = rms_norm(k, *k_norm_, config_.norm_eps);
+  }
+  q = rope(q, table, layout.positions);
+  k = rope(k, table, layout.positions);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(hd));
+  return linear(causal_attention(q, k, v, hd, scale, layout, cache), *wo_);
+}
+
+KvCache GroupedQueryAttention::make_cache(int64_t max_positions, at::TensorOptions options) const {
+  const auto heads = [&] {
+    return at::empty({1, config_.num_kv_heads, max_positions, config_.head_dim}, options);
+  };
+  return {heads(), heads(), 0};
+}
+
+}  // namespace amoeba::nn

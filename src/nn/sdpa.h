@@ -1,0 +1,44 @@
+// Scaled dot-product attention over the documents of a batch, shared by every kind of attention.
+//
+// Legend: B sequences, S tokens each, T = B*S, hd width of a query or key head.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace amoeba::nn {
+
+// One document's stretch inside a row of the batch.
+struct Segment {
+  int64_t row = 0;
+  int64_t begin = 0;
+  int64_t length = 0;
+};
+
+// How the T = B*S tokens of a batch hang together; tokens of row b are b*S .. b*S+S-1.
+struct SequenceLayout {
+  int64_t batch_size = 0;         // B
+  int64_t seq_len = 0;            // S
+  at::Tensor positions;           // [T] int64, restarting at each document
+  std::vector<Segment> segments;  // in order, covering every row; empty: one document a row
+};
+
+// Keys and values of the tokens so far of one sequence, for generation (batch size 1).
+struct KvCache {
+  at::Tensor keys;    // [1, kv heads, max positions, hd]
+  at::Tensor values;  // [1, kv heads, max positions, value_dim]
+  int64_t length = 0;
+};
+
+// softmax(scale q k^T) v, causal within each document: q [T, heads, hd], k [T, kv heads, hd],
+// v [T, kv heads, hd] -> [T, heads * value_dim], kv heads dividing heads. Only the first value_dim
+// columns of v are values, the rest is padding and zero: LibTorch's fused kernels, which make no
+// S x S matrix, want v as wide as q and k. With a cache: appends the T tokens and attends to all
+// before; more than one token only into an empty one.
+at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                            int64_t value_dim, double scale, const SequenceLayout& layout,
+                            KvCache* cache);
+
+}  // namespace amoeba::nn

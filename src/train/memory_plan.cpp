@@ -1,0 +1,223 @@
+// Every function of nn that autograd calls saves its inputs, so a block keeps what passes between
+// its functions. Sizes are in bytes; c: bytes of the compute dtype.
+//
+// Legend: T tokens, D model width, H expert hidden width, E experts, K choices per token, R = T*K,
+// V vocabulary, N parameters.
+#include "train/memory_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "base/text.h"
+#include "formats/tokenizer.h"
+#include "train/device.h"
+#include "train/model_config.h"
+
+namespace amoeba::train {
+
+namespace {
+
+constexpr int64_t kFp32 = 4, kId = 8;  // ids are int64
+
+// MemoryPlan::program on the CPU, measured (docs/memory.md). oneDNN's products, which bf16 takes,
+// hold more.
+constexpr int64_t kProgramFp32 = 220 << 20, kProgramBf16 = 340 << 20;
+
+// One half of a block: attention or network.
+struct Half {
+  int64_t kept = 0;      // from forward to backward, without the half's input [T, D]
+  int64_t backward = 0;  // most that its backward adds to that
+};
+
+struct Sizes {
+  const nn::ModelConfig& config;
+  int64_t tokens;
+  int64_t c;
+  bool cpu;
+
+  int64_t dim() const { return config.attention.dim; }
+  int64_t rows() const { return tokens * config.moe.router.top_k; }
+  // The CPU's loops of fp32 make no fp32 copies of whole tensors, LibTorch's operators do.
+  bool has_loops() const { return cpu && c == kFp32; }
+  // A weight's gradient is added in place, or first computed in the compute dtype, which the CPU
+  // then copies to fp32.
+  int64_t weight_gradient(int64_t numel) const {
+    return c == kFp32 ? 0 : numel * (cpu ? c + kFp32 : c);
+  }
+};
+
+// The normalised input of a half [T, D] and its reciprocal norms [T].
+int64_t norm_kept(const Sizes& s) { return s.tokens * (s.dim() * s.c + kFp32); }
+
+// Backward of a norm of [T, D]: where no loop takes it, seven such tensors in fp32, four of which
+// its last expression holds.
+int64_t norm_backward(const Sizes& s) {
+  return s.tokens * s.dim() * (s.has_loops() ? s.c : s.c + 7 * kFp32);
+}
+
+Half attention_half(const Sizes& s) {
+  const nn::AttentionConfig& a = s.config.attention;
+  const int64_t q_rows = a.num_heads * a.key_dim();
+  const int64_t q = s.tokens * q_rows * s.c;                                    // y is as wide
+  const int64_t k = a.mla ? q : s.tokens * a.num_kv_heads * a.key_dim() * s.c;  // v is as wide
+  int64_t largest_weight = s.dim() * q_rows;
+  Half half;
+  half.kept = norm_kept(s);
+  half.kept += 2 * q + 2 * k + s.tokens * a.num_heads * kFp32;  // q, k, v, y, log-sum-exps
+  if (a.mla) {
+    // v and y are padded to the width of the keys; wo keeps a copy of y without the padding. Then
+    // the latent vectors before and after their norms.
+    half.kept += s.tokens * a.num_heads * a.value_dim() * s.c;
+    half.kept += s.tokens * 2 * (a.mla->kv_lora_rank + a.mla->q_lora_rank) * s.c;
+    largest_weight =
+        std::max(a.mla->q_lora_rank == 0 ? largest_weight : a.mla->q_lora_rank * q_rows,
+                 a.num_heads * (a.mla->qk_nope_head_dim + a.mla->v_head_dim) * a.mla->kv_lora_rank);
+  } else {
+    largest_weight += 2 * s.dim() * a.num_kv_heads * a.head_dim;
+  }
+  if (a.qk_norm) half.kept += q + k;  // before their norms
+  // Gradients of y, q, k, v; or the gradient of the output map while all is kept, or of the largest
+  // input map when q, k, v and y are gone and the gradients of two are left.
+  half.backward = std::max({2 * q + 2 * k, s.weight_gradient(s.dim() * a.num_heads * a.value_dim()),
+                            s.weight_gradient(largest_weight) - q - k});
+  return half;
+}
+
+// Two products and swiglu: gate and up [T, 2 W], their product [T, W].
+Half feed_forward(const Sizes& s, int64_t width) {
+  const int64_t hidden = s.tokens * width * s.c, weight = width * s.dim();
+  Half half;
+  half.kept = 3 * hidden;
+  // Gradients of the product and of gate and up, where no loop takes them with thirteen tensors in
+  // fp32, ten of which one expression holds; or of the first map's weights when what swiglu kept is
+  // gone.
+  const int64_t of_swiglu = 3 * hidden + (s.has_loops() ? 0 : 13 * s.tokens * width * kFp32);
+  half.backward = std::max(
+      {of_swiglu, hidden + s.weight_gradient(weight), s.weight_gradient(2 * weight) - hidden});
+  return half;
+}
+
+Half dense_half(const Sizes& s) {
+  Half half = feed_forward(s, s.config.dense_hidden_dim);
+  half.kept += norm_kept(s);
+  return half;
+}
+
+// Rows of gate and up. batched_mm_padded: as with equal loads, the least there can be.
+int64_t expert_rows(const Sizes& s) {
+  const nn::MoeConfig& moe = s.config.moe;
+  if (s.config.compute_backend != "batched_mm_capacity") return s.rows();
+  const double rows = static_cast<double>(s.rows()) * moe.experts.capacity_factor;
+  return static_cast<int64_t>(std::ceil(rows));
+}
+
+Half moe_half(const Sizes& s) {
+  const nn::MoeConfig& moe = s.config.moe;
+  const int64_t experts = moe.router.num_experts;
+  const Half shared = feed_forward(s, moe.num_shared_experts * moe.hidden_dim);
+  const int64_t rows = s.rows() * s.dim() * s.c;  // [R, D]
+  const int64_t rows_fp32 = s.rows() * s.dim() * kFp32;
+  const int64_t hidden = expert_rows(s) * moe.hidden_dim * s.c;  // [R, H]
+  const int64_t weight = experts * moe.hidden_dim * s.dim();     // [E, H, D]
+  Half half;
+  half.kept = norm_kept(s) + shared.kept;
+  if (s.c != kFp32) half.kept += s.tokens * s.dim() * kFp32;  // the router's input in fp32
+  half.kept += s.tokens * experts * (2 * kFp32 + 1);          // logits, scores, where NaN
+  half.kept += s.rows() * (4 * kId + 2 * kFp32);              // ids, order there and back, weights
+  half.kept += rows + 2 * hidden;                             // rows in, gate, up
+  half.kept += moe.score_before_experts ? rows_fp32 : rows;   // before weighting, or out
+  // In this order: the shared expert; the combination, with the slots and their gradients in fp32
+  // where no loop takes them; the experts, with the gradients of the rows out and in, of gate, up
+  // and their product and of the weights; the weights' addition, when all else is gone.
+  const int64_t of_combine =
+      s.has_loops() ? rows : 2 * rows + 2 * rows_fp32 + s.tokens * s.dim() * kFp32;
+  const int64_t of_experts = rows + 3 * hidden + 3 * weight * s.c;
+  const int64_t of_addition =
+      3 * weight * s.c + (s.c != kFp32 && s.cpu ? weight * kFp32 : 0) - rows - 2 * hidden;
+  half.backward =
+      std::max(shared.backward, std::max({of_combine, of_experts, of_addition}) - shared.kept);
+  return half;
+}
+
+// Most that the backward of a block adds to what the block keeps.
+int64_t block_backward(const Sizes& s, const Half& attention, const Half& network) {
+  const int64_t stream = 2 * s.tokens * s.dim() * s.c;  // gradients of the block's output and input
+  return stream + std::max(network.backward, attention.backward - network.kept);
+}
+
+}  // namespace
+
+int64_t MemoryPlan::tensors() const {
+  return weights + gradients + optimizer + shadow + activations + std::max(loss, backward);
+}
+
+MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
+  const auto c = static_cast<int64_t>(c10::elementSize(step.dtype));
+  const int64_t tokens = step.batch_size * step.seq_len;
+  const Sizes s{config, tokens, c, step.device == at::kCPU};
+  const int64_t parameters =
+      nn::Model(config, at::kMeta, step.dtype, /*seed=*/0).size(step.seq_len).total;
+  MemoryPlan plan;
+  plan.weights = parameters * kFp32;
+  plan.gradients = parameters * kFp32;
+  plan.optimizer = 2 * parameters * kFp32;
+  if (step.dtype != at::kFloat) plan.shadow = parameters * c;
+
+  const int64_t stream = tokens * s.dim() * c;  // [T, D]
+  const int64_t ids = s.rows() * kId;
+  const Half attention = attention_half(s);
+  plan.activations = 3 * stream;  // before and after the final norm, and the gradient of that
+  int64_t backward_peak = 0;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const Half network = layer < config.num_dense_layers ? dense_half(s) : moe_half(s);
+    int64_t computed_again = 0;
+    switch (config.activation_checkpoint) {
+      case nn::ActivationCheckpoint::kNone:
+        plan.activations += 2 * stream + attention.kept + network.kept;
+        break;
+      case nn::ActivationCheckpoint::kFull:
+        plan.activations += stream + ids;
+        computed_again = stream + attention.kept + network.kept;
+        break;
+      case nn::ActivationCheckpoint::kSelective:
+        plan.activations += 2 * stream + attention.kept + ids;
+        computed_again = network.kept;
+        break;
+    }
+    // Later layers are done when this one's backward runs.
+    backward_peak = std::max(
+        backward_peak, plan.activations + computed_again + block_backward(s, attention, network));
+  }
+  plan.backward = std::max(norm_backward(s), backward_peak - plan.activations);
+
+  const int64_t row = config.vocab_size * kFp32;  // of the logits
+  const int64_t chunk = std::min(tokens, std::max<int64_t>(1, step.loss_chunk_bytes / row));
+  plan.loss = 2 * chunk * row;  // the logits, and their exponentials for the sum
+  plan.loss += s.weight_gradient(config.vocab_size * s.dim());
+  if (s.cpu) plan.program = c == kFp32 ? kProgramFp32 : kProgramBf16;
+  return plan;
+}
+
+MemoryPlan plan_memory(const RunConfig& config, at::DeviceType device) {
+  const TrainingSection& training = config.training;
+  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
+  return plan_memory(make_model_config(config, tokenizer->vocab_size()),
+                     {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
+                      device, training.loss_chunk_mib << 20});
+}
+
+std::string describe(const MemoryPlan& plan) {
+  const std::pair<const char*, int64_t> parts[] = {
+      {"weights ", plan.weights},         {"gradients ", plan.gradients},
+      {"optimizer ", plan.optimizer},     {"shadow ", plan.shadow},
+      {"activations ", plan.activations}, {"loss ", plan.loss},
+      {"backward ", plan.backward},       {"program ", plan.program}};
+  std::vector<std::string> texts;
+  for (const auto& [name, bytes] : parts) {
+    if (bytes > 0) texts.push_back(name + format_bytes(bytes));
+  }
+  return join(texts, ", ");
+}
+
+}  // namespace amoeba::train

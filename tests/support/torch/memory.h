@@ -1,0 +1,26 @@
+// Bytes of CPU tensors alive, counted at the allocator: exact, and blind to everything else.
+#pragma once
+
+#include <c10/core/Allocator.h>
+
+#include <cstdint>
+
+namespace amoeba::test {
+
+// While alive, counts what tensors allocate on the CPU and give back. One at a time.
+class CountedMemory {
+ public:
+  CountedMemory();
+  ~CountedMemory();
+  CountedMemory(const CountedMemory&) = delete;
+  CountedMemory& operator=(const CountedMemory&) = delete;
+
+  int64_t live_bytes() const;  // allocated since construction and not yet given back
+  int64_t peak_bytes() const;  // most that were live since construction or reset_peak()
+  void reset_peak();
+
+ private:
+  c10::Allocator* before_;
+};
+
+}  // namespace amoeba::test
