@@ -1,7 +1,6 @@
 #include "nn/mla.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -41,19 +40,20 @@ at::Tensor sum_heads(const at::Tensor& x) {
 }
 
 // kv [T, heads, nope + v] and the shared rotated key k_rope [T, rope] -> keys [T, heads, nope +
-// rope] and values padded with zeros to that width. One copy each way.
+// rope] and values [T, heads, value_width], v padded with zeros. One copy each way.
 class KeysAndValues : public torch::autograd::Function<KeysAndValues> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
                                                 const at::Tensor& kv, const at::Tensor& k_rope,
-                                                int64_t nope) {
+                                                int64_t nope, int64_t value_width) {
     const int64_t tokens = kv.size(0), heads = kv.size(1), rotated = k_rope.size(1);
     const int64_t key_dim = nope + rotated, value_dim = kv.size(2) - nope;
-    at::Tensor k = at::empty({tokens, heads, key_dim}, kv.options()), v = at::empty_like(k);
+    at::Tensor k = at::empty({tokens, heads, key_dim}, kv.options());
+    at::Tensor v = at::empty({tokens, heads, value_width}, kv.options());
     k.narrow(2, 0, nope).copy_(kv.narrow(2, 0, nope));
     k.narrow(2, nope, rotated).copy_(k_rope.unsqueeze(1));
     v.narrow(2, 0, value_dim).copy_(kv.narrow(2, nope, value_dim));
-    v.narrow(2, value_dim, key_dim - value_dim).zero_();
+    v.narrow(2, value_dim, value_width - value_dim).zero_();
     context->saved_data["nope"] = nope;
     context->saved_data["value_dim"] = value_dim;
     return {k, v};
@@ -67,7 +67,8 @@ class KeysAndValues : public torch::autograd::Function<KeysAndValues> {
     at::Tensor dkv = at::empty({dk.size(0), dk.size(1), nope + value_dim}, dk.options());
     dkv.narrow(2, 0, nope).copy_(dk.narrow(2, 0, nope));
     dkv.narrow(2, nope, value_dim).copy_(dv.narrow(2, 0, value_dim));
-    return {dkv, sum_heads(dk.narrow(2, nope, dk.size(2) - nope).contiguous()), at::Tensor()};
+    return {dkv, sum_heads(dk.narrow(2, nope, dk.size(2) - nope).contiguous()), at::Tensor(),
+            at::Tensor()};
   }
 };
 
@@ -116,8 +117,8 @@ at::Tensor LatentAttention::forward(const at::Tensor& hidden, const SequenceLayo
       split_columns(linear(hidden, *wkv_a_), {mla.kv_lora_rank, mla.qk_rope_head_dim});
   const at::Tensor k_rope = rope(latent[1].unsqueeze(1), table, layout.positions).squeeze(1);
   const at::Tensor kv = linear(rms_norm(latent[0], *kv_norm_, config_.norm_eps), *wkv_b_);
-  const auto parts =
-      KeysAndValues::apply(kv.view({-1, heads, nope + mla.v_head_dim}), k_rope, nope);
+  const auto parts = KeysAndValues::apply(kv.view({-1, heads, nope + mla.v_head_dim}), k_rope, nope,
+                                          value_width(q, mla.v_head_dim));
   return linear(causal_attention(q, parts[0], parts[1], mla.v_head_dim, scale_, layout, cache),
                 *wo_);
 }

@@ -1,5 +1,7 @@
 #include "nn/sdpa.h"
 
+#include <ATen/SDPBackend.h>
+#include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 
@@ -83,6 +85,19 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
     pieces.push_back(attend_rows(qs[i], ks[i], vs[i], value_dim, scale, 1, lengths[i]));
   }
   return at::cat(pieces, 0);
+}
+
+int64_t value_width(const at::Tensor& q, int64_t value_dim) {
+  const at::Tensor heads = to_heads(q, 1, q.size(0));
+  const auto kernel_at = [&](int64_t width) {
+    return static_cast<at::SDPBackend>(at::_fused_sdp_choice(
+        heads, heads, heads.narrow(3, 0, width), {}, /*dropout_p=*/0.0, /*is_causal=*/true));
+  };
+  const at::SDPBackend own = kernel_at(value_dim);
+  if (own == at::SDPBackend::flash_attention || own == at::SDPBackend::cudnn_attention) {
+    return value_dim;
+  }
+  return kernel_at(q.size(2)) == at::SDPBackend::flash_attention ? q.size(2) : value_dim;
 }
 
 }  // namespace amoeba::nn

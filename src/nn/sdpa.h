@@ -33,12 +33,16 @@ struct KvCache {
 };
 
 // softmax(scale q k^T) v, causal within each document: q [T, heads, hd], k [T, kv heads, hd],
-// v [T, kv heads, hd] -> [T, heads * value_dim], kv heads dividing heads. Only the first value_dim
-// columns of v are values, the rest is padding and zero: LibTorch's fused kernels, which make no
-// S x S matrix, want v as wide as q and k. With a cache: appends the T tokens and attends to all
-// before; more than one token only into an empty one.
+// v [T, kv heads, width] -> [T, heads * value_dim], kv heads dividing heads. Columns of v past
+// value_dim are padding: zeros, left out of the result; see value_width. With a cache: appends the
+// T tokens and attends to all before; more than one token only into an empty one.
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,
                             KvCache* cache);
+
+// The width at which values of value_dim <= hd columns had best reach causal_attention: their own
+// where LibTorch has a good kernel for it, hd where only padding selects the flash kernel. On the
+// CPU the alternative is an S x S matrix; see docs/models.md. q [T, heads, hd], keys like it.
+int64_t value_width(const at::Tensor& q, int64_t value_dim);
 
 }  // namespace amoeba::nn

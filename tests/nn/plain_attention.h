@@ -10,10 +10,13 @@
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "nn/attention_config.h"
@@ -119,6 +122,23 @@ inline at::Tensor plain_product(const at::Tensor& q, const at::Tensor& k, const 
         v.select(1, head / group)));
   }
   return at::cat(heads, 1);
+}
+
+inline void collect_names(torch::autograd::Node* node, std::set<std::string>& names) {
+  if (node == nullptr || !names.insert(node->name()).second) return;
+  for (const torch::autograd::Edge& edge : node->next_edges()) {
+    collect_names(edge.function.get(), names);
+  }
+}
+
+// Whether LibTorch took its flash kernel, by the name of the backward that it left behind.
+inline bool ran_flash(const at::Tensor& y) {
+  std::set<std::string> names;
+  collect_names(y.grad_fn().get(), names);
+  for (const std::string& name : names) {
+    if (name.find("FlashAttention") != std::string::npos) return true;
+  }
+  return false;
 }
 
 // Both attentions of x [T, D]. Weights are read from `in` at `next` on, in the order of

@@ -6,10 +6,8 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/function.h>
 
 #include <iostream>
-#include <set>
 
 #include "amoeba/error.h"
 #include "nn/plain.h"
@@ -22,23 +20,6 @@ namespace {
 
 constexpr int64_t kKeyDim = 192, kValueDim = 128;  // DeepSeek-V2's heads
 constexpr int64_t kMiB = int64_t{1} << 20;
-
-void collect_names(torch::autograd::Node* node, std::set<std::string>& names) {
-  if (node == nullptr || !names.insert(node->name()).second) return;
-  for (const torch::autograd::Edge& edge : node->next_edges()) {
-    collect_names(edge.function.get(), names);
-  }
-}
-
-// Whether LibTorch took its fused kernel, by the name of the backward that it left behind.
-bool ran_flash(const at::Tensor& y) {
-  std::set<std::string> names;
-  collect_names(y.grad_fn().get(), names);
-  for (const std::string& name : names) {
-    if (name.find("FlashAttention") != std::string::npos) return true;
-  }
-  return false;
-}
 
 struct Heads {
   Heads(int64_t tokens, int64_t heads, int64_t value_width, at::ScalarType dtype) {
@@ -67,6 +48,15 @@ at::Tensor unpadded(const Heads& in) {
       .reshape({in.q.size(0), -1});
 }
 
+TEST(Sdpa, CpuValuesArePaddedToTheKeys) {
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Heads in(33, 2, kValueDim, dtype);
+    EXPECT_EQ(nn::value_width(in.q, kValueDim), kKeyDim) << dtype;
+    EXPECT_EQ(nn::value_width(in.q.detach(), kValueDim), kKeyDim) << dtype;
+    EXPECT_EQ(nn::value_width(in.q, kKeyDim), kKeyDim) << dtype;
+  }
+}
+
 TEST(Sdpa, PaddedValuesTakeTheFusedKernel) {
   at::manual_seed(17);
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
@@ -78,15 +68,16 @@ TEST(Sdpa, PaddedValuesTakeTheFusedKernel) {
   }
 }
 
-TEST(Sdpa, PaddedValuesAgreeWithPlainInOutputAndGradients) {
+TEST(Sdpa, ValuesOfEitherWidthAgreeWithPlainInOutputAndGradients) {
   at::manual_seed(18);
   const nn::SequenceLayout layout{1, 21, {}, {}};
   // One query for all tokens: the first token's own gradient is exactly zero in plain.
   const at::Tensor q = random({1, 3, 10}), k = random({21, 3, 10}), v = random({21, 3, 7});
   const at::Tensor dy = random({21, 21});
-  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    const auto fused = [&](const Tensors& in) {
-      const at::Tensor zeros = at::zeros({21, 3, 3}, in[2].options());
+  for (const auto& [dtype, padding] :
+       {std::pair{at::kFloat, 3}, {at::kFloat, 0}, {at::kBFloat16, 3}, {at::kBFloat16, 0}}) {
+    const auto fused = [&, padding = padding](const Tensors& in) {
+      const at::Tensor zeros = at::zeros({21, 3, padding}, in[2].options());
       return nn::causal_attention(in[0].expand({21, 3, 10}), in[1], at::cat({in[2], zeros}, 2), 7,
                                   0.3, layout, nullptr);
     };
