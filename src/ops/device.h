@@ -1,0 +1,33 @@
+// What an operator needs from a device: the kernels' functions with the device's pool or stream
+// filled in. The checks and the allocation around them are the same everywhere.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "amoeba/kernels.h"
+#include "ops/checks.h"
+
+namespace amoeba::ops {
+
+struct Device {
+  const std::vector<kernels::Variant>& (*variants)();
+  const kernels::Variant& (*choose_variant)(const kernels::ExpertsArguments& arguments,
+                                            const kernels::ExpertsOptions& options,
+                                            std::string_view name);
+  kernels::WorkspaceSizes (*workspace)(const kernels::Variant& variant,
+                                       const kernels::ExpertsArguments& arguments,
+                                       const kernels::ExpertsOptions& options);
+  void (*route)(const kernels::RouteArguments& arguments, const Tensor& like);
+  void (*experts_forward)(const kernels::Variant& variant,
+                          const kernels::ExpertsArguments& arguments,
+                          const kernels::ExpertsOptions& options, const kernels::View& y,
+                          void* saved, void* scratch);
+  void (*experts_backward)(const kernels::Variant& variant,
+                           const kernels::ExpertsArguments& arguments,
+                           const kernels::ExpertsOptions& options, const kernels::View& dy,
+                           const void* saved, const kernels::ExpertsGradients& gradients,
+                           void* scratch);
+};
+
+}  // namespace amoeba::ops
