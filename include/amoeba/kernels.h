@@ -120,10 +120,11 @@ struct Variant {
 
 // Shared by cpu:: and cuda:: below.
 //   y [T, D] or [R, D] and dy alike, in the dtype of x. `saved` and `scratch` hold at least what
-//   workspace() says for the same arguments, options and variant, aligned to 256 bytes; backward
-//   gets the `saved` that forward wrote. Every element of every output is written (or added to,
-//   with `accumulate`), except padding between strided rows. Error(kUsage): shapes, dtypes or
-//   options that do not fit together, or a variant that refuses the problem, with its reason.
+//   workspace() says for the same arguments, options and variant, aligned to 64 bytes on the CPU
+//   and to 256 on a GPU; backward gets the `saved` that forward wrote. Every element of every
+//   output is written (or added to, with `accumulate`), except padding between strided rows.
+//   Error(kUsage): shapes, dtypes or options that do not fit together, or a variant that refuses
+//   the problem, with its reason.
 namespace cpu {
 
 const std::vector<Variant>& variants();

@@ -12,12 +12,16 @@ X, SCORES, OFFSETS, ROW_SLOT, SLOT_ROW, GATE_UP, GATE_UP_BIAS, DOWN, DOWN_BIAS =
 # -- Shapes ------------------------------------------------------------------------------------------
 
 
-def saved_bytes(num_rows, hidden_dim, dtype, save):
+EXTRA_ROWS = {"cpu": 15}
+
+
+def saved_bytes(num_rows, num_experts, hidden_dim, x, save):
     """Size of `saved`, whichever variant wrote it: as in src/ops/operators.cpp."""
     if save == "nothing":
         return 0
-    width = 1 if save == "pre_activations_fp8" else dtype.itemsize
-    return num_rows * 2 * hidden_dim * width
+    columns = 2 * hidden_dim
+    row_bytes = columns + (columns + 31) // 32 if save == "pre_activations_fp8" else columns * x.dtype.itemsize
+    return (num_rows + EXTRA_ROWS.get(x.device.type, 0) * num_experts) * row_bytes + 512
 
 
 @torch.library.register_fake("amoeba::route")
@@ -31,7 +35,7 @@ def _(expert_ids, num_experts):
 @torch.library.register_fake("amoeba::experts_forward")
 def _(x, scores, offsets, row_slot, slot_row, gate_up, gate_up_bias, down, down_bias, *, transposed, save, **_options):
     num_rows = x.shape[0] if slot_row is None else slot_row.numel()
-    size = saved_bytes(num_rows, down.shape[1 if transposed else 2], x.dtype, save)
+    size = saved_bytes(num_rows, down.shape[0], down.shape[1 if transposed else 2], x, save)
     return (
         x.new_empty(x.shape),
         x.new_empty((size,), dtype=torch.uint8),

@@ -21,6 +21,8 @@ Executor torch_executor() {
 }
 
 constexpr Device kCpu = {
+    true,
+    15,  // the rows of an expert are padded to 16 lanes
     &cpu::variants,
     &cpu::choose_variant,
     &cpu::workspace,

@@ -11,6 +11,8 @@
 namespace amoeba::ops {
 
 struct Device {
+  bool is_host;        // its memory can be read and written here
+  int64_t extra_rows;  // that a variant may keep for each expert, beyond the routed rows
   const std::vector<kernels::Variant>& (*variants)();
   const kernels::Variant& (*choose_variant)(const kernels::ExpertsArguments& arguments,
                                             const kernels::ExpertsOptions& options,

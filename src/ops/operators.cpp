@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <string_view>
+
 #include "amoeba/error.h"
 #include "ops/problem.h"
 #include "ops/stack.h"
@@ -44,38 +46,59 @@ std::vector<Tensor> new_gradients(const std::vector<Tensor>& of, DType dtype, bo
   return tensors;
 }
 
-// `saved` has one size for all variants, so that a compiler knows it without asking one: the 2H
-// pre-activations of each row, in the dtype of x or in fp8.
-int64_t saved_bytes(const ExpertsProblem& problem) {
-  if (problem.options.save == kernels::Save::kNothing) return 0;
-  const bool fp8 = problem.options.save == kernels::Save::kPreActivationsFp8;
-  return problem.arguments.num_rows * 2 * problem.arguments.hidden_dim *
-         (fp8 ? 1 : bytes_of(problem.dtype));
+// `saved` has one size for all variants of a device, so that a compiler knows it from the shapes
+// (as python/amoeba/operators.py does): the 2H pre-activations of each row in the dtype of x, or in
+// fp8 with a scale for every 32, and what variants add for tiles and alignment.
+int64_t saved_bytes(const Device& device, const ExpertsProblem& problem) {
+  constexpr int64_t kColumnsOfScale = 32, kTail = 512;
+  const kernels::Save save = problem.options.save;
+  if (save == kernels::Save::kNothing) return 0;
+  const int64_t columns = 2 * problem.arguments.hidden_dim;
+  const int64_t row_bytes = save == kernels::Save::kPreActivationsFp8
+                                ? columns + (columns + kColumnsOfScale - 1) / kColumnsOfScale
+                                : columns * bytes_of(problem.dtype);
+  const int64_t num_rows =
+      problem.arguments.num_rows + device.extra_rows * problem.arguments.num_experts;
+  return num_rows * row_bytes + kTail;
 }
 
-// The variant and its workspace; it uses the first `sizes.saved_bytes` of the bytes above.
+// Where memory is the host's, `saved` ends with the variant that wrote it: backward may see other
+// strides (a hook stored and restored x) and must not read one variant's bytes as another's.
+int64_t& variant_mark(const Tensor& saved) {
+  auto* end = static_cast<char*>(saved.data_ptr()) + saved.numel();
+  return *(reinterpret_cast<int64_t*>(end) - 1);
+}
+
+// A variant and its workspace.
 struct Plan {
-  const kernels::Variant& variant;
+  const kernels::Variant* variant;
   kernels::WorkspaceSizes sizes;
 };
 
-Plan make_plan(const Device& device, const ExpertsProblem& problem) {
-  const kernels::Variant& variant =
-      device.choose_variant(problem.arguments, problem.options, "auto");
-  const Plan plan{variant, device.workspace(variant, problem.arguments, problem.options)};
-  AMOEBA_ASSERT(plan.sizes.saved_bytes <= saved_bytes(problem));
+Plan make_plan(const Device& device, const ExpertsProblem& problem, std::string_view name) {
+  const kernels::Variant& variant = device.choose_variant(problem.arguments, problem.options, name);
+  const Plan plan{&variant, device.workspace(variant, problem.arguments, problem.options)};
+  constexpr int64_t kMark = sizeof(int64_t);
+  AMOEBA_ASSERT(plan.sizes.saved_bytes == 0 ||
+                plan.sizes.saved_bytes + kMark <= saved_bytes(device, problem));
   return plan;
 }
 
-// What the variant leaves unused is zero: equal inputs give equal results in every byte.
-Tensor new_saved(const ExpertsProblem& problem, int64_t num_used, const Tensor& like) {
-  const int64_t num_bytes = saved_bytes(problem);
-  Tensor saved = new_bytes(like, num_bytes);
-  if (num_used < num_bytes) {
-    Tensor rest = torch::stable::narrow(saved, 0, num_used, num_bytes - num_used);
-    torch::stable::zero_(rest);
-  }
+Tensor new_saved(const Device& device, const ExpertsProblem& problem, const Plan& plan,
+                 const Tensor& like) {
+  const Tensor saved = new_bytes(like, saved_bytes(device, problem));
+  if (device.is_host && saved.numel() > 0)
+    variant_mark(saved) = plan.variant - device.variants().data();
   return saved;
+}
+
+std::string_view saved_variant(const Device& device, const char* operation, const Tensor& saved) {
+  if (!device.is_host || saved.numel() == 0) return "auto";
+  const auto num_variants = static_cast<int64_t>(device.variants().size());
+  const int64_t index = variant_mark(saved);
+  AMOEBA_CHECK(index >= 0 && index < num_variants, operation, ": saved ends with variant ", index,
+               ", want what experts_forward returned");
+  return device.variants()[static_cast<size_t>(index)].name;
 }
 
 // What backward takes besides the inputs, checked.
@@ -105,10 +128,10 @@ void check_backward(const Device& device, const char* operation, Backward& backw
   backward.dy_view = view_of(backward.dy, problem.dtype);
   backward.error = new_error_word(inputs.x);
   problem.arguments.error = int32_data(backward.error);
-  const Plan plan = make_plan(device, problem);
-  backward.variant = &plan.variant;
+  check_bytes(operation, "saved", backward.saved, saved_bytes(device, problem), inputs.x);
+  const Plan plan = make_plan(device, problem, saved_variant(device, operation, backward.saved));
+  backward.variant = plan.variant;
   backward.scratch_bytes = plan.sizes.backward_scratch_bytes;
-  check_bytes(operation, "saved", backward.saved, saved_bytes(problem), inputs.x);
 }
 
 void run_backward(const Device& device, const Backward& backward,
@@ -180,13 +203,13 @@ void experts_forward(const Device& device, StableIValue* stack) {
   ExpertsProblem problem = check_inputs("experts_forward", inputs);
   const Tensor error = new_error_word(inputs.x);
   problem.arguments.error = int32_data(error);
-  const auto [variant, sizes] = make_plan(device, problem);
+  const Plan plan = make_plan(device, problem, "auto");
 
   const Tensor y = new_tensor(inputs.x, shape_of(inputs.x), problem.dtype);
-  const Tensor saved = new_saved(problem, sizes.saved_bytes, inputs.x);
-  const Tensor scratch = new_bytes(inputs.x, sizes.forward_scratch_bytes);
-  device.experts_forward(variant, problem.arguments, problem.options, view_of(y, problem.dtype),
-                         saved.data_ptr(), scratch.data_ptr());
+  const Tensor saved = new_saved(device, problem, plan, inputs.x);
+  const Tensor scratch = new_bytes(inputs.x, plan.sizes.forward_scratch_bytes);
+  device.experts_forward(*plan.variant, problem.arguments, problem.options,
+                         view_of(y, problem.dtype), saved.data_ptr(), scratch.data_ptr());
   write_results(stack, y, saved, error);
 }
 
