@@ -120,11 +120,20 @@ Backward read_backward(StackReader& reader) {
   return backward;
 }
 
+// Gradients come in any form, as what `.sum()` expands: variants may ask for rows in order.
+Tensor in_order(const Tensor& dy, DType dtype) {
+  constexpr uintptr_t kAlignment = 16;  // of vector and TMA loads
+  if (dy.is_contiguous() && reinterpret_cast<uintptr_t>(dy.data_ptr()) % kAlignment == 0) return dy;
+  Tensor copy = new_tensor(dy, shape_of(dy), dtype);
+  return torch::stable::copy_(copy, dy);
+}
+
 void check_backward(const Device& device, const char* operation, Backward& backward) {
   const ExpertsInputs& inputs = backward.inputs;
   backward.problem = check_inputs(operation, inputs);
   ExpertsProblem& problem = backward.problem;
   check_tensor(operation, "dy", backward.dy, {{problem.dtype}, shape_of(inputs.x)}, inputs.x);
+  backward.dy = in_order(backward.dy, problem.dtype);
   backward.dy_view = view_of(backward.dy, problem.dtype);
   backward.error = new_error_word(inputs.x);
   problem.arguments.error = int32_data(backward.error);
