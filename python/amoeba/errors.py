@@ -21,12 +21,15 @@ _words = {}  # (device type, index) -> [1] int32
 def _make_word(kind, index):
     """Runs while a caller is being compiled, never inside its graph: the word outlives both."""
     if (kind, index) not in _words:
-        _words[kind, index] = torch.zeros(1, dtype=torch.int32, device=torch.device(kind, index))
+        with torch.inference_mode(False):  # training may write to it later
+            _words[kind, index] = torch.zeros(1, dtype=torch.int32, device=torch.device(kind, index))
     return True
 
 
 def record(error):
-    """ORs `error`, [1] int32, into the word of its device."""
+    """ORs `error`, [1] int32, into the word of its device; not where tensors are shapes without data."""
+    if type(error) is not torch.Tensor or error.is_meta:
+        return
     key = (error.device.type, error.device.index)
     _make_word(*key)
     _words[key].bitwise_or_(error)

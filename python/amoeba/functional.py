@@ -119,7 +119,7 @@ def _any_requires_grad(inputs):
 def _prepare(x, gate_up, down, gate_up_bias, down_bias):
     gate_up, gate_up_bias = _list_of(gate_up), _list_of(gate_up_bias)
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return x, gate_up, down, gate_up_bias, down_bias
     dtype = torch.get_autocast_dtype(kind)
 

@@ -133,6 +133,29 @@ class Errors(unittest.TestCase):
         self.assertRaisesRegex(RuntimeError, r"an expert id was outside \[-1, E\]", amoeba.check_errors)
         amoeba.check_errors()
 
+    def call(self, device="cpu", bad=0):
+        x, weight, down = (torch.zeros(shape, device=device) for shape in ((3, 4), (2, 6, 4), (2, 4, 3)))
+        ids = torch.zeros(3, 1, dtype=torch.int64, device=device) + bad
+        return amoeba.experts(x, ids, None, weight, down, layout="concatenated")
+
+    def test_a_first_call_without_gradients_does_not_spoil_later_ones(self):
+        amoeba.errors._words.clear()
+        with torch.inference_mode():
+            self.call()
+        self.call(bad=9)
+        self.assertRaisesRegex(RuntimeError, "an expert id was outside", amoeba.check_errors)
+
+    def test_tensors_without_data_give_shapes_and_no_errors(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        amoeba.errors._words.clear()
+        self.assertEqual(self.call("meta").shape, (3, 4))
+        with FakeTensorMode():
+            self.assertEqual(self.call().shape, (3, 4))
+        self.assertEqual(amoeba.errors._words, {})
+        self.call()
+        amoeba.check_errors()
+
     def test_every_bit_of_the_engine_has_a_meaning(self):
         import pathlib
         import re
