@@ -422,6 +422,10 @@ void check_gradient_views(const ExpertsGradients& gradients, const ExpertsArgume
         refuse_bias("dgate_up_bias", out.gate_bias, out.up_bias)}) {
     AMOEBA_CHECK(reason.empty(), kOperation, ": ", reason);
   }
+  const Matrices weights = parameters_of(arguments, options);
+  AMOEBA_CHECK(out.gate.data == nullptr || stored_gate_up(out.gate, out.up).pairs ==
+                                               stored_gate_up(weights.gate, weights.up).pairs,
+               kOperation, ": dgate_up is interleaved inside rows and gate_up is not, or vice versa");
 }
 
 }  // namespace
