@@ -285,12 +285,14 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
 }
 
 // Pre-activations kept in fp8 leave y as it is and move gradients by fp8's rounding only: a
-// relative error of 1/16 for each factor.
+// relative error of 1/16 for each factor. A clamp decides anew near its limit, so it is left out,
+// and sums of few terms may cancel.
 TEST(CudaVariants, KeepPreActivationsInFp8) {
   SKIP_WITHOUT_GPU();
   for (const DType dtype : kDTypes) {
     for (size_t i = 0; i < cuda_cases().size(); i += 5) {
       KernelCase c = cuda_cases()[i];
+      if (c.options.activation == kernels::Activation::kSwigluClamped) continue;
       const KernelValues values = make_values(c, dtype);
       const KernelValues previous = make_previous(c, c.gradient_dtype(dtype));
       for (const Variant& variant : cuda::variants()) {
@@ -301,6 +303,7 @@ TEST(CudaVariants, KeepPreActivationsInFp8) {
         const KernelResults fp8 = run_cuda(variant.name, c, dtype, values, previous);
         EXPECT_EQ(fp8.y, full.y) << variant.name << " " << c;
         for (size_t at = 1; at < KernelResults::kCount; ++at) {
+          if (full.list()[at]->size() < 32) continue;
           double difference = 0, size = 0;
           for (size_t j = 0; j < full.list()[at]->size(); ++j) {
             const double a = (*full.list()[at])[j], b = (*fp8.list()[at])[j];

@@ -1,8 +1,11 @@
 // The experts on a GPU: checks, choice of the variant, and the order of the launches.
 //
 // Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K rows;
-// z [R, 2H] = x Wgu^T, a [R, H] the activation.
+// z [R, 2H] what is kept of gate and up (device/epilogues.cuh), a [R, H] the activation.
 #include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <limits>
 
 #include "amoeba/error.h"
 #include "amoeba/kernels.h"
@@ -53,6 +56,9 @@ std::string refuse_problem(const ExpertsArguments& arguments, const ExpertsOptio
   if (sizes.model_dim % 8 != 0 || sizes.hidden_dim % 8 != 0) {
     return cat("dims are ", sizes.model_dim, " and ", sizes.hidden_dim, ", want multiples of 8");
   }
+  if (std::max({sizes.num_rows, sizes.model_dim, 2 * sizes.hidden_dim}) > device::kMaxIndex) {
+    return cat("num_rows, D or 2H is above ", device::kMaxIndex);
+  }
   const Matrices weights = parameters_of(arguments, options);
   for (const std::string& reason :
        {refuse_rows("x", arguments.x), refuse_gate_up("gate_up", weights.gate, weights.up),
@@ -72,13 +78,24 @@ std::string refuse_sm80(const ExpertsArguments& arguments, const ExpertsOptions&
   return refuse_problem(arguments, options);
 }
 
+std::string refuse_sm90(const ExpertsArguments& arguments, const ExpertsOptions& options) {
+  const int capability = compute_capability();
+  if (capability == 0) return "there is no CUDA device";
+  if (capability != 90) return cat("the device has compute capability ", capability, ", want 9.0");
+  return refuse_problem(arguments, options);
+}
+
 struct Implementation {
   Variant variant;
   const Products<bf16>& (*products_bf16)();
   const Products<fp16>& (*products_fp16)();
 };
 
-const Implementation kImplementations[] = {
+const Implementation kImplementations[] = {  // best first
+    {{"sm90", "warp groups that copy and warp groups that compute with wgmma, bf16 and fp16",
+      refuse_sm90},
+     sm90_products<bf16>,
+     sm90_products<fp16>},
     {{"sm80", "cp.async and mma.m16n8k16, bf16 and fp16", refuse_sm80},
      sm80_products<bf16>,
      sm80_products<fp16>},
@@ -208,11 +225,18 @@ class Call {
     return p;
   }
 
-  device::GateUpRule gate_up_rule() const {
-    device::GateUpRule rule;
-    rule.activation = {options_.activation == Activation::kSwigluClamped,
-                       static_cast<float>(options_.alpha), static_cast<float>(options_.limit)};
-    rule.bias = stored_bias(weights_.gate_bias, weights_.up_bias);
+  device::GateUpRule<T> gate_up_rule() const {
+    const bool clamped = options_.activation == Activation::kSwigluClamped;
+    device::GateUpRule<T> rule;
+    rule.activation.clamped = clamped;
+    rule.activation.alpha = clamped ? static_cast<float>(options_.alpha) : 1.0f;
+    rule.activation.limit = clamped ? static_cast<float>(options_.limit)
+                                    : std::numeric_limits<float>::infinity();
+    rule.activation.shift = clamped ? 1.0f : 0.0f;
+    rule.bias[0] = static_cast<const T*>(weights_.gate_bias.data);
+    rule.bias[1] = static_cast<const T*>(weights_.up_bias.data);
+    rule.bias_expert_stride = weights_.gate_bias.stride[0];
+    rule.bias_stride = weights_.gate_bias.stride[1];
     rule.row_weight = weight_before();
     rule.hidden = sizes_.hidden_dim;
     rule.pairs = gate_up_.pairs;
@@ -253,7 +277,10 @@ class Call {
     p.k = sizes_.hidden_dim;
     const device::Matrix out =
         sizes_.has_slots ? own_rows<T>(scratch.rows, sizes_.model_dim) : stored_rows(y);
-    products_.rows(p, {out.base, out.row_stride, stored_bias(weights_.down_bias, {})},
+    const Matrix& bias = weights_.down_bias;
+    products_.rows(p,
+                   {out.base, out.row_stride, static_cast<const T*>(bias.data), bias.stride[0],
+                    bias.stride[1]},
                    launch(down_.transposed));
   }
 
@@ -282,15 +309,23 @@ class Call {
     device::GroupedProduct p = product(gathered_dy, down_.matrix);
     p.n = sizes_.hidden_dim;
     p.k = sizes_.model_dim;
-    typename Products<T>::HiddenGradient epilogue;
+    typename Products<T>::HiddenGradient epilogue = {};
     epilogue.rule = gate_up_rule();
     epilogue.z = z;
     epilogue.row_weight_after = weight_after();
     epilogue.dz = static_cast<T*>(scratch.dz);
-    epilogue.dpre = static_cast<T*>(scratch.dpre);
     if (gradients.ddown.data != nullptr) epilogue.activated = static_cast<T*>(scratch.activated);
     if (gradients.dscores.data != nullptr) epilogue.score_parts = scratch.score_parts;
     epilogue.num_parts = num_score_parts(sizes_);
+    products_.hidden_gradient(p, epilogue, launch(!down_.transposed));
+    const bool wants_bias = gradients.dgate_up_bias[0].data != nullptr ||
+                            gradients.dgate_up_bias[1].data != nullptr;
+    if (scratch.dpre == nullptr || !wants_bias) return;
+    // Bias gradients alone are not weighted before the experts: rare enough for a second pass.
+    epilogue.dz = static_cast<T*>(scratch.dpre);
+    epilogue.weigh_dz = false;
+    epilogue.activated = nullptr;
+    epilogue.score_parts = nullptr;
     products_.hidden_gradient(p, epilogue, launch(!down_.transposed));
   }
 
@@ -363,7 +398,7 @@ class Call {
       p.k = 2 * sizes_.hidden_dim;
       const device::Matrix out =
           sizes_.has_slots ? own_rows<T>(scratch.rows, sizes_.model_dim) : stored_rows(dx);
-      products_.rows(p, {out.base, out.row_stride, {}}, launch(!gate_up_.transposed));
+      products_.rows(p, {out.base, out.row_stride}, launch(!gate_up_.transposed));
     }
     if (sizes_.has_slots) {
       combine_rows(scratch.rows, {}, dx);

@@ -1,13 +1,20 @@
-// The gated activations and their derivatives, in fp32.
+// The gated activations and their derivatives, in fp32 and one formula without branches:
+// a = g sigmoid(alpha g) (u + shift) with g = min(gate, limit), u = clamp(up, -limit, limit).
 #pragma once
 
 namespace amoeba::kernels::cuda::device {
 
-// clamped: gpt-oss's form with alpha and limit; otherwise silu(gate) * up.
+// silu(gate) * up: alpha 1, shift 0 and an infinite limit. gpt-oss's form: its alpha and limit, shift
+// 1.
 struct ActivationRule {
   bool clamped = false;
-  float alpha = 0;
+  float alpha = 1;
   float limit = 0;
+  float shift = 0;
+
+  // What a clamp decides: gradients pass on one side only. NaN is on the side that passes.
+  __device__ bool gate_is_clamped(float gate) const { return gate > limit; }
+  __device__ bool up_is_clamped(float up) const { return up > limit || up < -limit; }
 };
 
 struct ActivationGradient {
@@ -18,28 +25,24 @@ struct ActivationGradient {
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-__device__ inline float activate(const ActivationRule& rule, float gate, float up) {
-  if (!rule.clamped) return gate * sigmoid(gate) * up;
-  gate = fminf(gate, rule.limit);
-  up = fminf(fmaxf(up, -rule.limit), rule.limit);
-  return gate * sigmoid(rule.alpha * gate) * (up + 1.0f);
+__device__ inline float clamped_up(const ActivationRule& rule, float up) {
+  return (up > rule.limit ? rule.limit : up < -rule.limit ? -rule.limit : up) + rule.shift;
 }
 
-// d silu(g)/dg = s (1 + g (1 - s)) with s = sigmoid(g). A clamped value passes no gradient.
+__device__ inline float activate(const ActivationRule& rule, float gate, float up) {
+  const float g = rule.gate_is_clamped(gate) ? rule.limit : gate;
+  return g * sigmoid(rule.alpha * g) * clamped_up(rule, up);
+}
+
+// With s = sigmoid(alpha g): d(g s)/dg = s (1 + alpha g (1 - s)).
 __device__ inline ActivationGradient activate_gradient(const ActivationRule& rule, float gate,
                                                        float up) {
-  if (!rule.clamped) {
-    const float s = sigmoid(gate);
-    const float silu = gate * s;
-    return {silu * up, up * s * (1.0f + gate * (1.0f - s)), silu};
-  }
-  const bool gate_passes = gate <= rule.limit;
-  const bool up_passes = up >= -rule.limit && up <= rule.limit;
-  gate = fminf(gate, rule.limit);
-  up = fminf(fmaxf(up, -rule.limit), rule.limit) + 1.0f;
-  const float s = sigmoid(rule.alpha * gate);
-  return {gate * s * up, gate_passes ? up * s * (1.0f + rule.alpha * gate * (1.0f - s)) : 0.0f,
-          up_passes ? gate * s : 0.0f};
+  const float g = rule.gate_is_clamped(gate) ? rule.limit : gate;
+  const float u = clamped_up(rule, up);
+  const float s = sigmoid(rule.alpha * g);
+  const float gs = g * s;
+  return {gs * u, rule.gate_is_clamped(gate) ? 0.0f : u * s * (1.0f + rule.alpha * g * (1.0f - s)),
+          rule.up_is_clamped(up) ? 0.0f : gs};
 }
 
 }  // namespace amoeba::kernels::cuda::device

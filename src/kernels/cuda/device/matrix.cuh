@@ -72,14 +72,17 @@ struct GroupedProduct {
 
 inline constexpr int kTileRows = 128;
 
-// What a tile of a product covers, in rows of a and of c.
+// What a tile of a product covers, in rows of a and of c. All below 2^31 - 256 (kMaxIndex), so that
+// stepping over an end does not overflow.
 struct Tile {
-  int64_t expert;
-  int64_t row;       // first row of c
-  int64_t row_end;   // rows of c end here
-  int64_t column;    // first column of c
-  int64_t depth;     // by depth: the sum's first row; by rows: 0
-  int64_t depth_end;
+  int32_t expert;
+  int32_t row;      // first row of c
+  int32_t row_end;  // rows of c end here
+  int32_t column;   // first column of c
+  int32_t depth;    // by depth: the sum's first row; by rows: 0
+  int32_t depth_end;
 };
+
+inline constexpr int64_t kMaxIndex = (int64_t{1} << 31) - 256;
 
 }  // namespace amoeba::kernels::cuda::device

@@ -30,11 +30,12 @@ __device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t in
   if constexpr (kGrouping == Grouping::kByDepth) {
     const int64_t tiles_m = (p.m + kTileRows - 1) / kTileRows;
     const int64_t in_expert = index % (tiles_m * column_tiles);
-    tile->expert = index / (tiles_m * column_tiles);
-    if (tile->expert >= p.num_experts) return false;
-    tile->row = in_expert % tiles_m * kTileRows;
-    tile->row_end = p.m;
-    tile->column = in_expert / tiles_m * kColumns;
+    const int64_t expert = index / (tiles_m * column_tiles);
+    if (expert >= p.num_experts) return false;
+    tile->expert = static_cast<int32_t>(expert);
+    tile->row = static_cast<int32_t>(in_expert % tiles_m * kTileRows);
+    tile->row_end = static_cast<int32_t>(p.m);
+    tile->column = static_cast<int32_t>(in_expert / tiles_m * kColumns);
     tile->depth = p.offsets[tile->expert];
     tile->depth_end = p.offsets[tile->expert + 1];
     return true;
@@ -47,62 +48,81 @@ __device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t in
     tile->expert = found.x;
     tile->row = found.y;
     tile->row_end = p.offsets[found.x + 1];
-    tile->column = in_group / rows * kColumns;
+    tile->column = static_cast<int32_t>(in_group / rows * kColumns);
     tile->depth = 0;
-    tile->depth_end = p.k;
+    tile->depth_end = static_cast<int32_t>(p.k);
     return in_group < rows * column_tiles;
   }
 }
 
 // Copies a tile of `kTile` rows of an operand by kDepth columns of the sum, whose rows are stored
-// with the sum's columns next to each other ("k-major"). A row is kDepth / 8 chunks.
-template <typename T, int kTile, int kDepth, int kThreads>
+// with the sum's columns next to each other ("k-major"). A row is kDepth / 8 chunks. kGathers: rows
+// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are equally
+// far apart in every pairing.
+template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct KMajorCopy {
   static constexpr int kRowChunks = kDepth / 8;
   static constexpr int kRowStep = kThreads / kRowChunks;
   static constexpr int kCopies = kTile / kRowStep;
+  static_assert(kRowStep % 16 == 0);  // a whole number of blocks of gate and up
 
-  const char* row[kCopies];  // nullptr: zeros
+  const char* base;             // of the expert; without an index: of the thread's first row
+  int32_t row[kGathers ? kCopies : 1];  // stored rows, negative: zeros
   const Matrix* matrix;
-  int64_t depth_end;
+  int32_t depth_end;
   int thread;
+  int num_rows;  // without an index: rows of this thread inside the operand
 
-  __device__ void start(const Matrix& m, int64_t expert, int64_t first_row, int64_t row_end,
-                        int64_t end, int thread_index) {
+  __device__ void start(const Matrix& m, int32_t expert, int32_t first_row, int32_t row_end,
+                        int32_t end, int thread_index) {
     matrix = &m;
     depth_end = end;
     thread = thread_index;
+    base = m.base + expert * m.expert_stride;
+    const int32_t first = first_row + thread / kRowChunks;
+    if constexpr (kGathers) {
 #pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      int64_t at = first_row + thread / kRowChunks + i * kRowStep;
-      bool valid = at < row_end;
-      if (valid && m.row_index != nullptr) {
-        at = m.row_index[at];
-        valid = at >= 0;
+      for (int i = 0; i < kCopies; ++i) {
+        const int32_t at = first + i * kRowStep;
+        row[i] = at >= row_end            ? -1
+                 : m.row_index != nullptr ? m.row_index[at]
+                                          : at;
       }
-      row[i] = valid ? m.base + expert * m.expert_stride + m.row_offset(at) : nullptr;
+    } else {
+      base += m.row_offset(first);
+      const int32_t left = row_end - first;
+      num_rows = left <= 0 ? 0 : min((left - 1) / kRowStep + 1, kCopies);
     }
   }
 
   // `place(row, chunk)` is the address in shared memory.
   template <typename Place>
-  __device__ void copy(int64_t depth, const Place& place) const {
+  __device__ void copy(int32_t depth, const Place& place) const {
     const int chunk = thread % kRowChunks;
-    const int64_t column = depth + chunk * 8;
+    const int32_t column = depth + chunk * 8;
     const int64_t offset = matrix->column_offset(column, sizeof(T));
+    const int64_t step = matrix->row_offset(kRowStep);
+    const char* from = base + offset;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const bool valid = column < depth_end && row[i] != nullptr;
-      copy_async(place(thread / kRowChunks + i * kRowStep, chunk),
-                 valid ? row[i] + offset : matrix->base, valid);
+      bool valid = column < depth_end;
+      if constexpr (kGathers) {
+        valid = valid && row[i] >= 0;
+        from = base + offset + row[i] * matrix->row_stride;
+      } else {
+        valid = valid && i < num_rows;
+      }
+      copy_async(place(thread / kRowChunks + i * kRowStep, chunk), valid ? from : matrix->base,
+                 valid);
+      from += step;
     }
   }
-  __device__ void prepare(int64_t) {}
+  __device__ void prepare(int32_t) {}
 };
 
 // The same for an operand stored with the sum's index as its row ("mn-major"): kDepth rows of
 // kTile columns.
-template <typename T, int kTile, int kDepth, int kThreads>
+template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct MnMajorCopy {
   static constexpr int kRowChunks = kTile / 8;
   static constexpr int kRowStep = kThreads / kRowChunks;
@@ -110,42 +130,46 @@ struct MnMajorCopy {
 
   const char* column;  // nullptr: zeros
   const Matrix* matrix;
-  int64_t depth_end;
+  int32_t depth_end;
   int thread;
-  int32_t index[kCopies];  // of the rows of the next copy
+  int32_t index[kGathers ? kCopies : 1];  // of the rows of the next copy
 
-  __device__ void start(const Matrix& m, int64_t expert, int64_t first_column, int64_t column_end,
-                        int64_t end, int thread_index) {
+  __device__ void start(const Matrix& m, int32_t expert, int32_t first_column, int32_t column_end,
+                        int32_t end, int thread_index) {
     matrix = &m;
     depth_end = end;
     thread = thread_index;
-    const int64_t at = first_column + thread % kRowChunks * 8;
+    const int32_t at = first_column + thread % kRowChunks * 8;
     column = at < column_end
                  ? m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T))
                  : nullptr;
   }
 
   // Reads the row indices ahead of the copy that needs them.
-  __device__ void prepare(int64_t depth) {
-    if (matrix->row_index == nullptr) return;
+  __device__ void prepare(int32_t depth) {
+    if constexpr (kGathers) {
+      if (matrix->row_index == nullptr) return;
 #pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int64_t row = depth + thread / kRowChunks + i * kRowStep;
-      index[i] = row < depth_end ? matrix->row_index[row] : -1;
+      for (int i = 0; i < kCopies; ++i) {
+        const int32_t row = depth + thread / kRowChunks + i * kRowStep;
+        index[i] = row < depth_end ? matrix->row_index[row] : -1;
+      }
     }
   }
 
   template <typename Place>
-  __device__ void copy(int64_t depth, const Place& place) const {
+  __device__ void copy(int32_t depth, const Place& place) const {
     const int chunk = thread % kRowChunks;
-#pragma unroll
+#pragma unroll kGathers ? kCopies : 4
     for (int i = 0; i < kCopies; ++i) {
       const int in_tile = thread / kRowChunks + i * kRowStep;
-      int64_t row = depth + in_tile;
+      int32_t row = depth + in_tile;
       bool valid = column != nullptr && row < depth_end;
-      if (matrix->row_index != nullptr) {
-        row = index[i];
-        valid = valid && row >= 0;
+      if constexpr (kGathers) {
+        if (matrix->row_index != nullptr) {
+          row = index[i];
+          valid = valid && row >= 0;
+        }
       }
       copy_async(place(in_tile, chunk), valid ? column + matrix->row_offset(row) : matrix->base,
                  valid);

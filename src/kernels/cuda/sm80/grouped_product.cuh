@@ -32,9 +32,10 @@ __device__ inline uint32_t sm80_place(uint32_t base, int row, int chunk) {
   return base + row * 64 + ((chunk ^ ((row >> 1) & 3)) << 4);
 }
 
-template <typename T, bool kMnMajor>
-using Sm80Copy = std::conditional_t<kMnMajor, MnMajorCopy<T, 128, Sm80::kDepth, Sm80::kThreads>,
-                                    KMajorCopy<T, 128, Sm80::kDepth, Sm80::kThreads>>;
+template <typename T, bool kMnMajor, bool kGathers>
+using Sm80Copy =
+    std::conditional_t<kMnMajor, MnMajorCopy<T, 128, Sm80::kDepth, Sm80::kThreads, kGathers>,
+                       KMajorCopy<T, 128, Sm80::kDepth, Sm80::kThreads, kGathers>>;
 
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __global__ void __launch_bounds__(Sm80::kThreads, 2)
@@ -50,15 +51,15 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
   const int warp_row = (thread >> 5 & 1) * 64;
   const int warp_column = (thread >> 6) * 64;
   const uint32_t base = shared_address(shared);
-  Sm80Copy<T, kMnMajorA> copy_a;
-  Sm80Copy<T, kMnMajorB> copy_b;
+  Sm80Copy<T, kMnMajorA, true> copy_a;
+  Sm80Copy<T, kMnMajorB, kGrouping == Grouping::kByDepth> copy_b;
   copy_a.start(p.a, tile.expert, tile.row, tile.row_end, tile.depth_end, thread);
-  copy_b.start(p.b, tile.expert, tile.column, p.n, tile.depth_end, thread);
-  const int64_t steps = (tile.depth_end - tile.depth + Sm80::kDepth - 1) / Sm80::kDepth;
+  copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end, thread);
+  const int32_t steps = (tile.depth_end - tile.depth + Sm80::kDepth - 1) / Sm80::kDepth;
 
-  const auto load_stage = [&](int64_t step) {
+  const auto load_stage = [&](int32_t step) {
     if (step < steps) {
-      const int64_t depth = tile.depth + step * Sm80::kDepth;
+      const int32_t depth = tile.depth + step * Sm80::kDepth;
       const uint32_t a = base + step % Sm80::kStages * 2 * Sm80::kOperandBytes;
       const uint32_t b = a + Sm80::kOperandBytes;
       copy_a.copy(depth, [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
   copy_a.prepare(tile.depth);
   copy_b.prepare(tile.depth);
   for (int step = 0; step < Sm80::kStages - 1; ++step) load_stage(step);
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int32_t step = 0; step < steps; ++step) {
     copy_async_wait<Sm80::kStages - 2>();
     __syncthreads();
     load_stage(step + Sm80::kStages - 1);
@@ -107,11 +108,9 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
     }
   }
   copy_async_wait<0>();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    Epilogue::piece(epilogue, tile, p.n, tile.row + warp_row + 16 * i, tile.column + warp_column,
-                    acc[i]);
-  }
+  run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+    return Place{tile.row + warp_row + 16 * i, tile.column + warp_column};
+  });
 }
 
 }  // namespace device
