@@ -70,7 +70,7 @@ void for_each_parameter(const KernelCase& c, const Parameters& p, const Visit& v
 void make_parameters(const KernelCase& c, DType dtype, const Parameters& p,
                      const KernelValues* values) {
   const int64_t E = c.num_experts(), H = c.hidden_dim, D = c.model_dim;
-  const int64_t padding = c.is_padded ? 5 : 0;
+  const int64_t padding = c.is_padded ? 8 : 0;
   const bool is_separate = c.options.layout == GateUpLayout::kSeparate;
   const int64_t width = is_separate ? H : 2 * H;
   const bool transposed = c.options.transposed;
@@ -90,7 +90,7 @@ void make_parameters(const KernelCase& c, DType dtype, const Parameters& p,
 
 HostTensor make_matrix(DType dtype, int64_t rows, int64_t columns, bool is_padded,
                        const std::vector<double>* values) {
-  HostTensor tensor(dtype, {rows, columns, 1}, 2, is_padded ? 3 : 0);
+  HostTensor tensor(dtype, {rows, columns, 1}, 2, is_padded ? 8 : 0);
   for (int64_t i = 0; values != nullptr && i < rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       tensor.set((*values)[static_cast<size_t>(i * columns + j)], i, j);
@@ -265,6 +265,7 @@ std::string StoredExperts::damage() {
   for (HostTensor* tensor : tensors()) {
     if (const std::string where = tensor->broken_guard(); !where.empty()) return where;
   }
+  if (inputs_before_.empty()) return "";
   size_t i = 0;
   for (const HostTensor* input :
        {&ids_, &x_, &scores_, &offsets_, &row_slot_, &slot_row_, &gate_up_[0], &gate_up_[1],
