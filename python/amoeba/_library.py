@@ -6,6 +6,7 @@ import torch
 
 MINIMUM_TORCH = (2, 11)
 LIBRARY = Path(__file__).absolute().parent / "libamoeba_ops.so"
+CUDA_LIBRARY = LIBRARY.with_name("libamoeba_ops_cuda.so")  # there when it was built with a CUDA compiler
 
 
 def load():
@@ -16,3 +17,5 @@ def load():
     if not LIBRARY.exists():
         raise ImportError(f"amoeba: {LIBRARY} is missing: install the package with pip, or build the target amoeba_ops")
     torch.ops.load_library(str(LIBRARY))
+    if torch.version.cuda and CUDA_LIBRARY.exists():
+        torch.ops.load_library(str(CUDA_LIBRARY))

@@ -47,10 +47,12 @@ def _version(package):
 
 
 def _cuda():
-    if not torch.cuda.is_available():
-        return "no GPU is visible to torch"
-    served = "served" if _serves_cuda() else "not served: no operators for CUDA are loaded"
-    return f"{torch.cuda.get_device_name()}, {served}"
+    if not torch.version.cuda:
+        return "this torch has no CUDA"
+    if not _library.CUDA_LIBRARY.exists():
+        return f"not served: {_library.CUDA_LIBRARY.name} was not built"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU is visible to torch"
+    return f"{_library.CUDA_LIBRARY}, {device}"
 
 
 def _serves_cuda():

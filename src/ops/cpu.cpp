@@ -23,6 +23,7 @@ Executor torch_executor() {
 constexpr Device kCpu = {
     true,
     15,  // the rows of an expert are padded to 16 lanes
+    [](const Tensor&) -> std::shared_ptr<void> { return nullptr; },
     &cpu::variants,
     &cpu::choose_variant,
     &cpu::workspace,

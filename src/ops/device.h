@@ -2,6 +2,7 @@
 // filled in. The checks and the allocation around them are the same everywhere.
 #pragma once
 
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -13,6 +14,8 @@ namespace amoeba::ops {
 struct Device {
   bool is_host;        // its memory can be read and written here
   int64_t extra_rows;  // that a variant may keep for each expert, beyond the routed rows
+  // Makes the device of a tensor the current one for as long as the result lives.
+  std::shared_ptr<void> (*enter)(const Tensor& like);
   const std::vector<kernels::Variant>& (*variants)();
   const kernels::Variant& (*choose_variant)(const kernels::ExpertsArguments& arguments,
                                             const kernels::ExpertsOptions& options,

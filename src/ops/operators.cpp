@@ -178,6 +178,7 @@ void route(const Device& device, StableIValue* stack) {
   StackReader reader(stack);
   const Tensor expert_ids = reader.read<Tensor>();
   const int64_t num_experts = reader.read<int64_t>();
+  const auto current = device.enter(expert_ids);
 
   check_tensor("route", "expert_ids", expert_ids, {{DType::kI32, DType::kI64}, {kAny, kAny}},
                expert_ids);
@@ -208,6 +209,7 @@ void route(const Device& device, StableIValue* stack) {
 void experts_forward(const Device& device, StableIValue* stack) {
   StackReader reader(stack);
   const ExpertsInputs inputs = read_inputs(reader);
+  const auto current = device.enter(inputs.x);
 
   ExpertsProblem problem = check_inputs("experts_forward", inputs);
   const Tensor error = new_error_word(inputs.x);
@@ -227,6 +229,7 @@ void experts_backward(const Device& device, StableIValue* stack) {
   StackReader reader(stack);
   Backward backward = read_backward(reader);
   const std::vector<bool> mask = reader.read<std::vector<bool>>();
+  const auto current = device.enter(backward.inputs.x);
 
   check_backward(device, kName, backward);
   const ExpertsInputs& inputs = backward.inputs;
@@ -268,6 +271,7 @@ void experts_backward_accumulate(const Device& device, StableIValue* stack) {
   const auto dgate_up_bias = reader.read<std::vector<Tensor>>();
   const auto ddown = reader.read<Tensor>();
   const auto ddown_bias = reader.read<std::optional<Tensor>>();
+  const auto current = device.enter(backward.inputs.x);
 
   check_backward(device, kName, backward);
   const ExpertsInputs& inputs = backward.inputs;
@@ -293,6 +297,7 @@ void experts_backward_accumulate(const Device& device, StableIValue* stack) {
 void experts_variants(const Device& device, StableIValue* stack) {
   StackReader reader(stack);
   const ExpertsInputs inputs = read_inputs(reader);
+  const auto current = device.enter(inputs.x);
 
   ExpertsProblem problem = check_inputs("experts_variants", inputs);
   const Tensor error = new_error_word(inputs.x);
