@@ -60,7 +60,7 @@ TEST(CpuVariants, KeepTheRowRule) {
         const KernelResults actual = run_cpu(variant.name, c, dtype, values, previous);
         std::string violation = compare_rows(c, dtype, actual, plain, exact);
         if (!violation.empty()) {  // one draw of few rows samples the largest plain error badly
-          violation = compare_rows(c, dtype, actual, reference_errors(unclear, dtype, 12), exact);
+          violation = compare_rows(c, dtype, actual, reference_errors(unclear, dtype, 40), exact);
         }
         EXPECT_EQ(violation, "") << variant.name << " " << kernels::name_of(dtype) << " " << c;
       }
