@@ -18,7 +18,8 @@ namespace amoeba::kernels {
 
 enum class DType : int32_t { kF64, kF32, kF16, kBF16, kI32, kI64 };
 
-// A strided view of up to three dimensions; strides in elements, any sign and order.
+// A strided view of up to three dimensions; strides in elements, any sign and order. Sizes and
+// strides past a tensor's rank are not read.
 struct View {
   void* data = nullptr;
   DType dtype = DType::kF32;
@@ -69,10 +70,11 @@ struct RouteArguments {
 
 // Inputs that forward and backward share. Two entries: with row_slot and slot_row, x is [T, D] and
 // gather and weighted combine are part of the operation; without them x is [R, D] grouped by
-// expert.
+// expert and there are no scores. Routing that contradicts itself (sum(counts) > R, a slot twice)
+// sets kErrorCounts and reads and writes nothing out of range.
 struct ExpertsArguments {
   View x;                             // [T, D] or [R, D]
-  View scores;                        // [T, K] or data == nullptr: weight 1
+  View scores;                        // [T, K] fp32, bf16 or fp64, or data == nullptr: weight 1
   const int32_t* offsets = nullptr;   // [E+1]
   const int32_t* row_slot = nullptr;  // [R] or nullptr
   const int32_t* slot_row = nullptr;  // [T, K] or nullptr
@@ -86,9 +88,9 @@ struct ExpertsArguments {
   int32_t* error = nullptr;           // [1]
 };
 
-// Gradients to write; data == nullptr: not wanted, and not computed. `accumulate` adds the weight
-// gradients to what is there instead of overwriting; an expert without rows gets zeros or no
-// addition.
+// Gradients to write; data == nullptr: not wanted, and not computed. Those of stored parameters are
+// in fp32 or the dtype of x, dscores in that of the scores. `accumulate` adds the weight gradients
+// to what is there instead of overwriting; an expert without rows gets zeros or no addition.
 struct ExpertsGradients {
   View dx;
   View dscores;
@@ -118,10 +120,11 @@ struct Variant {
 
 // Shared by cpu:: and cuda:: below.
 //   y [T, D] or [R, D] and dy alike, in the dtype of x. `saved` and `scratch` hold at least what
-//   workspace() says for the same arguments, options and variant, aligned to 256 bytes; backward
-//   gets the `saved` that forward wrote. Every element of every output is written (or added to,
-//   with `accumulate`), except padding between strided rows. Error(kUsage): shapes, dtypes or
-//   options that do not fit together, or a variant that refuses the problem, with its reason.
+//   workspace() says for the same arguments, options and variant, aligned to 64 bytes on the CPU
+//   and to 256 on a GPU; backward gets the `saved` that forward wrote. Every element of every
+//   output is written (or added to, with `accumulate`), except padding between strided rows.
+//   Error(kUsage): shapes, dtypes or options that do not fit together, or a variant that refuses
+//   the problem, with its reason.
 namespace cpu {
 
 const std::vector<Variant>& variants();

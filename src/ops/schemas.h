@@ -31,4 +31,13 @@ inline constexpr const char* kExpertsBackwardAccumulate =
     "bool score_before, str save, Tensor(a!)[] dgate_up, Tensor(b!)[] dgate_up_bias, "
     "Tensor(c!) ddown, Tensor(d!)? ddown_bias) -> (Tensor dx, Tensor dscores)";
 
+// For each variant of the inputs' device, best first: "name<TAB>summary<TAB>reason", reason "" when
+// it takes the problem. Reads no data and runs nothing.
+inline constexpr const char* kExpertsVariants =
+    "experts_variants(Tensor x, Tensor? scores, Tensor offsets, Tensor? row_slot, Tensor? "
+    "slot_row, "
+    "Tensor[] gate_up, Tensor[] gate_up_bias, Tensor down, Tensor? down_bias, *, str layout, "
+    "bool transposed, str activation, float alpha, float limit, bool score_before, str save) -> "
+    "str[]";
+
 }  // namespace amoeba::ops

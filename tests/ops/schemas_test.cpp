@@ -22,6 +22,7 @@ const Case kCases[] = {
     {kExpertsForward, "experts_forward", "", 16, 3, 0},
     {kExpertsBackward, "experts_backward", "", 19, 6, 0},
     {kExpertsBackwardAccumulate, "experts_backward", "accumulate", 22, 2, 4},
+    {kExpertsVariants, "experts_variants", "", 16, 1, 0},
 };
 
 TEST(Schemas, ParseAsTheOperatorsTheyAreNamedFor) {

@@ -1,0 +1,43 @@
+// AVX2 with FMA: fp32, and bf16 widened to fp32.
+#include <immintrin.h>
+
+#include "kernels/cpu/fused/kernels.h"
+#include "kernels/cpu/fused/weight_gradients.h"
+
+namespace amoeba::kernels::cpu {
+namespace {
+
+struct Avx2 {
+  typedef float Vec __attribute__((vector_size(32)));
+  typedef int32_t Words __attribute__((vector_size(32)));
+  typedef uint16_t Shorts __attribute__((vector_size(16)));
+  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kRows = 4;  // 4 x 3 sums, 3 vectors and a broadcast of 16 registers
+  static constexpr int64_t kMaxVectors = 3;
+
+  static Vec fma(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+  static void stream(float* to, Vec value) { _mm256_stream_ps(to, value); }
+  static void finish_streams() { _mm_sfence(); }
+};
+
+struct Fp32 {
+  using Lanes = Avx2;
+  using Storage = float;
+  static constexpr int64_t kValuesPerUnit = 1;
+  static constexpr bool kReadsInPlace = true;
+  static Lanes::Vec multiply_add(Lanes::Vec a, Lanes::Vec b, Lanes::Vec sum) {
+    return Lanes::fma(a, b, sum);
+  }
+};
+
+struct WidenedBf16 : Fp32 {
+  using Storage = uint16_t;
+  static constexpr bool kReadsInPlace = false;
+};
+
+}  // namespace
+
+const FusedKernels kAvx2Fp32 = kernels_of<Fp32>();
+const FusedKernels kAvx2Bf16 = kernels_of<WidenedBf16>();
+
+}  // namespace amoeba::kernels::cpu

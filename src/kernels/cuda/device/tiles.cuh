@@ -1,0 +1,180 @@
+// Which tile of a grouped product a block of threads computes, and the copies of its operands.
+#pragma once
+
+#include "matrix.cuh"
+#include "ptx.cuh"
+
+namespace amoeba::kernels::cuda::device {
+
+enum class Grouping { kByRows, kByDepth };
+
+// Blocks of rows that are near in time share their expert's weights in the second-level cache.
+inline constexpr int64_t kRasterRows = 16;
+
+template <int kColumns>
+__host__ __device__ int64_t num_column_tiles(const GroupedProduct& p) {
+  return (p.n + kColumns - 1) / kColumns;
+}
+
+// Tiles that any routing can need, for at most `row_tiles` blocks of rows.
+template <Grouping kGrouping, int kColumns>
+int64_t max_tiles(const GroupedProduct& p, int64_t row_tiles) {
+  if (kGrouping == Grouping::kByRows) return row_tiles * num_column_tiles<kColumns>(p);
+  return p.num_experts * ((p.m + kTileRows - 1) / kTileRows) * num_column_tiles<kColumns>(p);
+}
+
+// Tile number `index` of at most `row_tiles` blocks of rows. False: past the end.
+template <Grouping kGrouping, int kColumns>
+__device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t index, Tile* tile) {
+  const int64_t column_tiles = num_column_tiles<kColumns>(p);
+  if constexpr (kGrouping == Grouping::kByDepth) {
+    const int64_t tiles_m = (p.m + kTileRows - 1) / kTileRows;
+    const int64_t in_expert = index % (tiles_m * column_tiles);
+    const int64_t expert = index / (tiles_m * column_tiles);
+    if (expert >= p.num_experts) return false;
+    tile->expert = static_cast<int32_t>(expert);
+    tile->row = static_cast<int32_t>(in_expert % tiles_m * kTileRows);
+    tile->row_end = static_cast<int32_t>(p.m);
+    tile->column = static_cast<int32_t>(in_expert / tiles_m * kColumns);
+    tile->depth = p.offsets[tile->expert];
+    tile->depth_end = p.offsets[tile->expert + 1];
+    return true;
+  } else {
+    const int64_t first = index / (kRasterRows * column_tiles) * kRasterRows;
+    if (first >= row_tiles) return false;
+    const int64_t rows = min(kRasterRows, row_tiles - first);
+    const int64_t in_group = index - first * column_tiles;
+    const int2 found = p.tiles[first + in_group % rows];
+    tile->expert = found.x;
+    tile->row = found.y;
+    tile->row_end = p.offsets[found.x + 1];
+    tile->column = static_cast<int32_t>(in_group / rows * kColumns);
+    tile->depth = 0;
+    tile->depth_end = static_cast<int32_t>(p.k);
+    return in_group < rows * column_tiles;
+  }
+}
+
+// Copies a tile of `kTile` rows of an operand by kDepth columns of the sum, whose rows are stored
+// with the sum's columns next to each other ("k-major"). A row is kDepth / 8 chunks. kGathers: rows
+// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are equally
+// far apart in every pairing.
+template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
+struct KMajorCopy {
+  static constexpr int kRowChunks = kDepth / 8;
+  static constexpr int kRowStep = kThreads / kRowChunks;
+  static constexpr int kCopies = kTile / kRowStep;
+  static_assert(kRowStep % 16 == 0);  // a whole number of blocks of gate and up
+
+  const char* base;             // of the expert; without an index: of the thread's first row
+  int32_t row[kGathers ? kCopies : 1];  // stored rows, negative: zeros
+  const Matrix* matrix;
+  int32_t depth_end;
+  int thread;
+  int num_rows;  // without an index: rows of this thread inside the operand
+
+  __device__ void start(const Matrix& m, int32_t expert, int32_t first_row, int32_t row_end,
+                        int32_t end, int thread_index) {
+    matrix = &m;
+    depth_end = end;
+    thread = thread_index;
+    base = m.base + expert * m.expert_stride;
+    const int32_t first = first_row + thread / kRowChunks;
+    if constexpr (kGathers) {
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int32_t at = first + i * kRowStep;
+        row[i] = at >= row_end            ? -1
+                 : m.row_index != nullptr ? m.row_index[at]
+                                          : at;
+      }
+    } else {
+      base += m.row_offset(first);
+      const int32_t left = row_end - first;
+      num_rows = left <= 0 ? 0 : min((left - 1) / kRowStep + 1, kCopies);
+    }
+  }
+
+  // `place(row, chunk)` is the address in shared memory.
+  template <typename Place>
+  __device__ void copy(int32_t depth, const Place& place) const {
+    const int chunk = thread % kRowChunks;
+    const int32_t column = depth + chunk * 8;
+    const int64_t offset = matrix->column_offset(column, sizeof(T));
+    const int64_t step = matrix->row_offset(kRowStep);
+    const char* from = base + offset;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      bool valid = column < depth_end;
+      if constexpr (kGathers) {
+        valid = valid && row[i] >= 0;
+        from = base + offset + row[i] * matrix->row_stride;
+      } else {
+        valid = valid && i < num_rows;
+      }
+      copy_async(place(thread / kRowChunks + i * kRowStep, chunk), valid ? from : matrix->base,
+                 valid);
+      from += step;
+    }
+  }
+  __device__ void prepare(int32_t) {}
+};
+
+// The same for an operand stored with the sum's index as its row ("mn-major"): kDepth rows of
+// kTile columns.
+template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
+struct MnMajorCopy {
+  static constexpr int kRowChunks = kTile / 8;
+  static constexpr int kRowStep = kThreads / kRowChunks;
+  static constexpr int kCopies = kDepth / kRowStep;
+
+  const char* column;  // nullptr: zeros
+  const Matrix* matrix;
+  int32_t depth_end;
+  int thread;
+  int32_t index[kGathers ? kCopies : 1];  // of the rows of the next copy
+
+  __device__ void start(const Matrix& m, int32_t expert, int32_t first_column, int32_t column_end,
+                        int32_t end, int thread_index) {
+    matrix = &m;
+    depth_end = end;
+    thread = thread_index;
+    const int32_t at = first_column + thread % kRowChunks * 8;
+    column = at < column_end
+                 ? m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T))
+                 : nullptr;
+  }
+
+  // Reads the row indices ahead of the copy that needs them.
+  __device__ void prepare(int32_t depth) {
+    if constexpr (kGathers) {
+      if (matrix->row_index == nullptr) return;
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int32_t row = depth + thread / kRowChunks + i * kRowStep;
+        index[i] = row < depth_end ? matrix->row_index[row] : -1;
+      }
+    }
+  }
+
+  template <typename Place>
+  __device__ void copy(int32_t depth, const Place& place) const {
+    const int chunk = thread % kRowChunks;
+#pragma unroll kGathers ? kCopies : 4
+    for (int i = 0; i < kCopies; ++i) {
+      const int in_tile = thread / kRowChunks + i * kRowStep;
+      int32_t row = depth + in_tile;
+      bool valid = column != nullptr && row < depth_end;
+      if constexpr (kGathers) {
+        if (matrix->row_index != nullptr) {
+          row = index[i];
+          valid = valid && row >= 0;
+        }
+      }
+      copy_async(place(in_tile, chunk), valid ? column + matrix->row_offset(row) : matrix->base,
+                 valid);
+    }
+  }
+};
+
+}  // namespace amoeba::kernels::cuda::device

@@ -1,0 +1,40 @@
+// The four grouped products of the experts, as one table for each instruction set and element type.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/device/epilogues.cuh"
+
+namespace amoeba::kernels::cuda {
+
+struct ProductLaunch {
+  bool mn_major_b = false;  // b is stored with the sum's index as its row
+  int64_t max_tiles = 0;    // blocks of rows, by rows
+  int multiprocessors = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <typename T>
+struct Products {
+  using Product = device::GroupedProduct;
+  using Rows = typename device::RowsEpilogue<T>::Params;
+  using Up = typename device::UpEpilogue<T>::Params;
+  using HiddenGradient = typename device::HiddenGradientEpilogue<T>::Params;
+  using WeightGradient = typename device::WeightGradientEpilogue<T>::Params;
+
+  // By rows: a has the sum's columns in a row; b either way.
+  void (*rows)(const Product& product, const Rows& epilogue, const ProductLaunch& launch);
+  void (*up)(const Product& product, const Up& epilogue, const ProductLaunch& launch);
+  void (*hidden_gradient)(const Product& product, const HiddenGradient& epilogue,
+                          const ProductLaunch& launch);
+  // By depth: a and b have the sum's index as their row.
+  void (*weight_gradient)(const Product& product, const WeightGradient& epilogue,
+                          const ProductLaunch& launch);
+};
+
+template <typename T>
+const Products<T>& sm80_products();
+template <typename T>
+const Products<T>& sm90_products();
+
+}  // namespace amoeba::kernels::cuda

@@ -1,0 +1,12 @@
+// Defines the operators, once a process: libraries of other devices only add implementations.
+#include <torch/csrc/stable/library.h>
+
+#include "ops/schemas.h"
+
+STABLE_TORCH_LIBRARY(amoeba, library) {
+  library.def(amoeba::ops::kRoute);
+  library.def(amoeba::ops::kExpertsForward);
+  library.def(amoeba::ops::kExpertsBackward);
+  library.def(amoeba::ops::kExpertsBackwardAccumulate);
+  library.def(amoeba::ops::kExpertsVariants);
+}

@@ -1,0 +1,93 @@
+// Every CPU variant over every case: the per-row rule against fp64, integer cases to the bit, and
+// the reference in fp64 against the oracle.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/problem.h"
+#include "support/kernels/cases.h"
+#include "support/kernels/oracle.h"
+#include "support/kernels/stored.h"
+
+namespace amoeba::test {
+namespace {
+
+using kernels::DType;
+using kernels::Variant;
+
+constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+
+std::string refusal(const Variant& variant, const KernelCase& c, DType dtype) {
+  StoredExperts stored(c, dtype, make_values(c, dtype), make_previous(c, dtype));
+  return variant.supports(stored.arguments(), c.options);
+}
+
+TEST(KernelCases, AreAtLeastThreeHundredWithEveryOption) {
+  EXPECT_GE(kernel_cases().size(), 300u);
+  EXPECT_GE(exact_cases().size(), 100u);
+  int num_accumulating = 0, num_before = 0, num_rows_entry = 0;
+  for (const KernelCase& c : kernel_cases()) {
+    num_accumulating += c.gradients != Gradients::kOverwrite;
+    num_before += c.options.score_before;
+    num_rows_entry += !c.has_slots;
+  }
+  EXPECT_GE(num_accumulating, 100);
+  EXPECT_GE(num_before, 50);
+  EXPECT_GE(num_rows_entry, 50);
+}
+
+TEST(CpuReference, AgreesWithTheOracleInFp64) {
+  for (const KernelCase& c : kernel_cases()) {
+    const KernelValues values = make_values(c, DType::kF64),
+                       previous = make_previous(c, DType::kF64);
+    const KernelResults exact = oracle_experts(c, values, previous).results;
+    const KernelResults actual = run_cpu("reference", c, DType::kF64, values, previous);
+    EXPECT_EQ(compare_fp64(actual, exact), "") << c;
+  }
+}
+
+TEST(CpuVariants, KeepTheRowRule) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const KernelCase& unclear : kernel_cases()) {
+      const KernelValues values = make_values(unclear, dtype);
+      const KernelCase c = with_clear_limit(unclear, values);
+      const KernelValues previous = make_previous(c, c.gradient_dtype(dtype));
+      const KernelResults exact = oracle_experts(c, values, previous).results;
+      const PlainErrors plain = reference_errors(unclear, dtype, 1);
+      for (const Variant& variant : kernels::cpu::variants()) {
+        if (variant.name == "reference" || !refusal(variant, c, dtype).empty()) continue;
+        const KernelResults actual = run_cpu(variant.name, c, dtype, values, previous);
+        std::string violation = compare_rows(c, dtype, actual, plain, exact);
+        if (!violation.empty()) {  // one draw of few rows samples the largest plain error badly
+          violation = compare_rows(c, dtype, actual, reference_errors(unclear, dtype, 40), exact);
+        }
+        EXPECT_EQ(violation, "") << variant.name << " " << kernels::name_of(dtype) << " " << c;
+      }
+    }
+  }
+}
+
+bool any_nonzero(const std::vector<double>& values) {
+  return std::any_of(values.begin(), values.end(), [](double value) { return value != 0; });
+}
+
+TEST(CpuVariants, ComputeIntegersToTheBit) {
+  size_t num_telling = 0;
+  for (const KernelCase& c : exact_cases()) {
+    for (const DType dtype : kDTypes) {
+      const KernelValues previous = make_previous(c, c.gradient_dtype(dtype));
+      const auto [values, exact] = make_exact_problem(c, previous);
+      num_telling += any_nonzero(exact.y) && any_nonzero(exact.dx);
+      for (const Variant& variant : kernels::cpu::variants()) {
+        if (!refusal(variant, c, dtype).empty()) continue;
+        const KernelResults actual = run_cpu(variant.name, c, dtype, values, previous);
+        EXPECT_EQ(compare_exact(c, dtype, actual, exact), "") << variant.name << " " << c;
+      }
+    }
+  }
+  EXPECT_GE(num_telling, exact_cases().size());  // a third of all
+}
+
+}  // namespace
+}  // namespace amoeba::test
