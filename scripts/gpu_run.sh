@@ -17,7 +17,7 @@ if [ "$found" != "$wanted" ]; then
   echo "run.sh: found torch '${found:-none}' at '$TORCH_LIB', want $wanted.x (set PYTHON or TORCH_LIB)" >&2
   exit 2
 fi
-export LD_LIBRARY_PATH="$TORCH_LIB${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export LD_LIBRARY_PATH="$here:$TORCH_LIB${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 case "${1:-}" in
   ./test_*) program=$here/${1#./}; shift ;;
   *) program=$here/amoeba ;;

@@ -42,7 +42,7 @@ PYTHON
 
 # The GPU machine has torch's libraries and the C++ run time; anything else must be linked statically.
 check_needed() {
-  local allowed='^(libtorch[a-z_]*\.so|libc10[a-z_]*\.so|lib(c|m|stdc\+\+|gcc_s|pthread)\.so\.[0-9]+|ld-linux.*)$'
+  local allowed='^(libamoeba_ops\.so|libtorch[a-z_]*\.so|libc10[a-z_]*\.so|lib(c|m|stdc\+\+|gcc_s|pthread)\.so\.[0-9]+|ld-linux.*)$'
   local extra
   extra=$(readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | grep -vE "$allowed" || true)
   [ -z "$extra" ] || die "$1 needs libraries that the GPU machine may lack: $(echo $extra)"
@@ -59,11 +59,12 @@ scripts/setup.sh
 scripts/demo_text.sh
 
 configure build/gpu -DAMOEBA_TORCH_ROOT="$torch_root" -DAMOEBA_TESTS="$with_tests" -DCMAKE_SKIP_RPATH=ON
-if [ "$with_tests" = ON ]; then build build/gpu; else build build/gpu amoeba; fi
+if [ "$with_tests" = ON ]; then build build/gpu; else build build/gpu amoeba amoeba_package; fi
 
 rm -rf "$bundle"
 mkdir -p "$bundle"
 pack build/gpu/amoeba
+for library in build/gpu/python/amoeba/libamoeba_ops*.so; do pack "$library"; done
 if [ "$with_tests" = ON ]; then
   for test in build/gpu/tests/test_*; do pack "$test"; done
 fi

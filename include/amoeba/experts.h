@@ -1,6 +1,7 @@
 // Grouped experts: the expert backends behind one table, and the one entry that runs them.
 //
-// Shapes: R routed rows, D model width, H expert hidden width, E experts.
+// Shapes: T tokens, K choices per token, R routed rows (T*K), D model width, H expert hidden width,
+// E experts.
 //   x      [R, D]  rows grouped by expert, in expert order
 //   counts [E]     int64, rows per expert; rows past sum(counts) are tail rows
 //   w1, w3 [E, H, D] gate and up;  w2 [E, D, H] down
@@ -57,6 +58,22 @@ struct ExpertStats {
   at::Tensor dropped_rows;
 };
 
+// Whole tokens, for a backend that gathers and combines itself.
+struct ExpertTokens {
+  at::Tensor x;               // [T, D]
+  at::Tensor expert_ids;      // [T, K] int64; -1 and E: skipped
+  at::Tensor scores;          // [T, K] fp32
+  bool score_before = false;  // weight an expert's input instead of its output
+};
+
+// One layer's parameters as they are stored. A backend that takes them adds the weight gradients to
+// `grad` and returns none.
+struct ExpertParameters {
+  ExpertWeights compute;  // what forward reads
+  ExpertWeights master;   // fp32 leaves: they make the result part of the graph
+  ExpertWeights grad;     // fp32; undefined: no weight gradient is kept
+};
+
 struct ExpertBackend {
   std::string_view name;
   std::string_view summary;  // one line for `--help` and doctor
@@ -66,14 +83,20 @@ struct ExpertBackend {
   at::Tensor (*run_rows)(const at::Tensor& x, const at::Tensor& counts,
                          const ExpertWeights& weights, const ExpertOptions& options,
                          ExpertStats& stats);
+  // y [T, D] of tokens that run_expert_tokens checked: differentiable in x and scores, gradients of
+  // the parameters as above. nullptr: the caller gathers, runs the rows and combines.
+  at::Tensor (*run_tokens)(const ExpertTokens& tokens, const ExpertParameters& parameters,
+                           ExpertStats& stats, const at::Tensor& error_word) = nullptr;
+  // Why "auto" passes over a problem that the backend can run, "" when it does not; nullptr: never.
+  std::string (*auto_refuses)(const ExpertProblem& problem) = nullptr;
 };
 
-// The table. Names: grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop.
+// The table. Names: fused, grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop.
 const std::vector<ExpertBackend>& expert_backends();
 
 // What "auto" tries on a device, best first: every exact backend (never batched_mm_capacity, which
-// drops rows), in table order, except that for_loop comes first on the CPU, where it measures
-// fastest.
+// drops rows), in table order, except that for_loop comes second on the CPU, where it measures
+// faster than the others.
 std::vector<const ExpertBackend*> expert_auto_order(DeviceKind device);
 
 struct ExpertRefusal {
@@ -85,7 +108,7 @@ struct ExpertChoice {
   std::vector<ExpertRefusal> refusals;  // "auto": those passed over, in order, with reasons
 };
 
-// `compute_backend`: "auto" takes the first of expert_auto_order that supports the problem; a name
+// `compute_backend`: "auto" takes the first of expert_auto_order that refuses nothing; a name
 // takes that one. Error(kUsage): unknown name (lists the names; old spellings `bmm`, `bmm_nodrop`
 // name their successor), or a named backend that cannot run the problem (its reason). Never
 // switches silently.
@@ -101,5 +124,16 @@ at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
                            const at::Tensor& counts, const ExpertWeights& weights,
                            const ExpertOptions& options, ExpertStats& stats,
                            const at::Tensor& error_word = {});
+
+// "" when run_expert_tokens takes the backend, otherwise why rows are gathered, run by
+// run_expert_rows and combined instead.
+std::string refuse_tokens(const ExpertBackend& backend, bool has_output_postprocess);
+
+// Runs `backend` on tokens, any number of them and of experts. Error(kUsage) for wrong shapes,
+// dtypes and devices; an id outside [-1, E] is skipped and sets kErrorBadId in `error_word` (may be
+// undefined). Gradients of gradients are refused.
+at::Tensor run_expert_tokens(const ExpertBackend& backend, const ExpertTokens& tokens,
+                             const ExpertParameters& parameters, ExpertStats& stats,
+                             const at::Tensor& error_word = {});
 
 }  // namespace amoeba::nn

@@ -9,19 +9,16 @@
 #include "base/error_word.h"
 
 namespace amoeba::nn {
-namespace {
 
-at::Tensor exclusive_ends(const at::Tensor& counts) {  // [E+1]: 0, then the end of each expert
-  at::Tensor ends = at::zeros({counts.size(0) + 1}, counts.options());
-  ends.narrow(0, 1, counts.size(0)).copy_(counts.cumsum(0));
-  return ends;
+at::Tensor expert_bounds(const at::Tensor& counts) {
+  at::Tensor bounds = at::zeros({counts.size(0) + 1}, counts.options());
+  bounds.narrow(0, 1, counts.size(0)).copy_(counts.cumsum(0));
+  return bounds;
 }
-
-}  // namespace
 
 ExpertLayout expert_layout(const at::Tensor& counts, int64_t num_rows) {
   const int64_t num_experts = counts.size(0);
-  const at::Tensor bounds = exclusive_ends(counts);  // [E+1]
+  const at::Tensor bounds = expert_bounds(counts);  // [E+1]
   const at::Tensor rows = at::arange(num_rows, counts.options());
   // The first expert whose end lies past the row: empty experts share an end and are passed over.
   const at::Tensor expert_of =
@@ -31,7 +28,7 @@ ExpertLayout expert_layout(const at::Tensor& counts, int64_t num_rows) {
 
 at::Tensor clamp_counts(const at::Tensor& counts, int64_t num_rows, const at::Tensor& error_word) {
   // Each count is clamped before the sum, which then cannot overflow.
-  const at::Tensor bounds = exclusive_ends(counts.clamp(0, num_rows)).clamp_max_(num_rows);
+  const at::Tensor bounds = expert_bounds(counts.clamp(0, num_rows)).clamp_max_(num_rows);
   at::Tensor clamped = at::diff(bounds);
   if (error_word.defined()) {
     const at::Tensor bad = clamped.ne(counts).any().to(at::kInt).mul_(kErrorCounts);

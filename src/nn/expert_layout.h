@@ -14,6 +14,9 @@ struct ExpertLayout {
 // counts [E] int64 with sum(counts) <= num_rows, on the device of the result; no host read.
 ExpertLayout expert_layout(const at::Tensor& counts, int64_t num_rows);
 
+// Where each expert begins, and the end of the last [E+1]: 0, then the cumulative sums of counts.
+at::Tensor expert_bounds(const at::Tensor& counts);
+
 // Counts that expert_layout accepts, whatever `counts` holds: negative ones become 0, and what
 // exceeds num_rows is cut from the last experts. A change ORs kErrorCounts into `error_word` (int32
 // [1]; may be undefined). No host read.

@@ -51,7 +51,12 @@ void check_weight(const char* name, const at::Tensor& weight, const at::Tensor& 
                x.scalar_type(), " on ", x.device(), " like x");
 }
 
-void check_inputs(const at::Tensor& x, const at::Tensor& counts, const ExpertWeights& weights) {
+std::string describe(const at::Tensor& tensor) {
+  if (!tensor.defined()) return "undefined";
+  return cat(tensor.scalar_type(), " ", tensor.sizes(), " on ", tensor.device());
+}
+
+void check_x_and_weights(const at::Tensor& x, const ExpertWeights& weights) {
   AMOEBA_CHECK(x.defined() && x.dim() == 2 && at::isFloatingType(x.scalar_type()), "experts: x is ",
                x.defined() ? cat(x.scalar_type(), " ", x.sizes()) : "undefined",
                ", want floating point [R, D]");
@@ -64,13 +69,13 @@ void check_inputs(const at::Tensor& x, const at::Tensor& counts, const ExpertWei
   check_weight("w1", weights.w1, x, {num_experts, hidden_dim, model_dim});
   check_weight("w2", weights.w2, x, {num_experts, model_dim, hidden_dim});
   check_weight("w3", weights.w3, x, {num_experts, hidden_dim, model_dim});
+}
+
+void check_counts(const at::Tensor& counts, int64_t num_experts, const at::Tensor& x) {
   AMOEBA_CHECK(counts.defined() && counts.scalar_type() == at::kLong && counts.dim() == 1 &&
                    counts.size(0) == num_experts && counts.device() == x.device(),
-               "experts: counts is ",
-               counts.defined()
-                   ? cat(counts.scalar_type(), " ", counts.sizes(), " on ", counts.device())
-                   : "undefined",
-               ", want Long [", num_experts, "] on ", x.device());
+               "experts: counts is ", describe(counts), ", want Long [", num_experts, "] on ",
+               x.device());
 }
 
 void check_count_values(const at::Tensor& counts, int64_t num_rows) {  // host counts
@@ -126,6 +131,8 @@ ExpertProblem describe_problem(const at::Tensor& x, const at::Tensor& w1,
 
 const std::vector<ExpertBackend>& expert_backends() {
   static const std::vector<ExpertBackend> table = {
+      {"fused", "our operators: gather, products and combine in few passes, no padding",
+       supports_fused, run_fused_rows, run_fused_tokens, auto_refuses_fused},
       {"grouped_mm", "torch's grouped product: ragged, no padding, no host read of ours",
        supports_grouped_mm, run_grouped_mm},
       {"batched_mm_padded", "rows padded to the largest expert, batched products; nothing dropped",
@@ -145,7 +152,7 @@ std::vector<const ExpertBackend*> expert_auto_order(DeviceKind device) {
   for (const ExpertBackend& backend : expert_backends()) {
     if (backend.name != "batched_mm_capacity") order.push_back(&backend);
   }
-  if (device == DeviceKind::kCpu) std::rotate(order.begin(), order.end() - 1, order.end());
+  if (device == DeviceKind::kCpu) std::rotate(order.begin() + 1, order.end() - 1, order.end());
   return order;
 }
 
@@ -160,6 +167,7 @@ ExpertChoice choose_expert_backend(std::string_view compute_backend, const Exper
   }
   for (const ExpertBackend* backend : expert_auto_order(problem.device)) {
     std::string reason = backend->supports(problem);
+    if (reason.empty() && backend->auto_refuses) reason = backend->auto_refuses(problem);
     if (reason.empty()) {
       choice.backend = backend;
       break;
@@ -175,7 +183,8 @@ at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
                            const ExpertOptions& options, ExpertStats& stats,
                            const at::Tensor& error_word) {
   RECORD_USER_SCOPE("experts");
-  check_inputs(x, counts, weights);
+  check_x_and_weights(x, weights);
+  check_counts(counts, weights.w1.size(0), x);
   const int64_t num_rows = x.size(0);
   stats.calls += 1;
   stats.rows += num_rows;
@@ -185,6 +194,35 @@ at::Tensor run_expert_rows(const ExpertBackend& backend, const at::Tensor& x,
   }
   return backend.run_rows(x, counts.is_cpu() ? counts : clamp_counts(counts, num_rows, error_word),
                           weights, options, stats);
+}
+
+std::string refuse_tokens(const ExpertBackend& backend, bool has_output_postprocess) {
+  if (backend.run_tokens == nullptr) return "takes rows only";
+  if (has_output_postprocess) {
+    return "output_postprocess works on the rows between the experts and their sum";
+  }
+  return "";
+}
+
+at::Tensor run_expert_tokens(const ExpertBackend& backend, const ExpertTokens& tokens,
+                             const ExpertParameters& parameters, ExpertStats& stats,
+                             const at::Tensor& error_word) {
+  RECORD_USER_SCOPE("experts");
+  AMOEBA_ASSERT(backend.run_tokens != nullptr);
+  const auto& [x, expert_ids, scores, score_before] = tokens;
+  check_x_and_weights(x, parameters.compute);
+  AMOEBA_CHECK(expert_ids.defined() && expert_ids.scalar_type() == at::kLong &&
+                   expert_ids.dim() == 2 && expert_ids.size(0) == x.size(0) &&
+                   expert_ids.device() == x.device(),
+               "experts: expert_ids is ", describe(expert_ids), ", want Long [", x.size(0),
+               ", K] on ", x.device());
+  AMOEBA_CHECK(scores.defined() && scores.scalar_type() == at::kFloat &&
+                   scores.sizes() == expert_ids.sizes() && scores.device() == x.device(),
+               "experts: scores is ", describe(scores), ", want Float ", expert_ids.sizes(), " on ",
+               x.device());
+  stats.calls += 1;
+  stats.rows += expert_ids.numel();
+  return backend.run_tokens(tokens, parameters, stats, error_word);
 }
 
 }  // namespace amoeba::nn

@@ -43,22 +43,40 @@ Moe::Moe(const MoeConfig& config, const std::string& prefix, const LayerInit& in
   }
 }
 
+ExpertWeights Moe::weights(at::Tensor Parameter::*tensor) const {
+  return {w1_->*tensor, w2_->*tensor, w3_->*tensor};
+}
+
+at::Tensor Moe::run_rows(const at::Tensor& x, const RouterOutput& routing,
+                         const at::Tensor& error_word, const ExpertBackend& backend,
+                         ExpertStats& stats) const {
+  const Routes routes = sort_by_expert(routing.expert_ids, config_.router.num_experts);
+  at::Tensor rows = gather_rows(x, routes);  // [R, D]
+  if (config_.score_before_experts) {
+    const at::Tensor row_scores = routing.scores.reshape(-1).index_select(0, routes.row_slot);
+    rows = (rows.to(at::kFloat) * row_scores.unsqueeze(1)).to(x.scalar_type());
+  }
+  rows = run_expert_rows(backend, rows, routing.counts, {w1_->use(), w2_->use(), w3_->use()},
+                         config_.experts, stats, error_word);
+  rows = postprocess_rows(config_, rows, routing.counts);
+  return combine_rows(rows, config_.score_before_experts ? at::Tensor() : routing.scores, routes);
+}
+
 MoeOutput Moe::forward(const at::Tensor& x, const at::Tensor& expert_bias,
                        const at::Tensor& token_mask, const at::Tensor& expert_ids,
                        const at::Tensor& error_word, const ExpertBackend& backend,
                        ExpertStats& stats) const {
   RouterOutput routing = router_.forward(x, expert_bias, token_mask, expert_ids, error_word);
-  const Routes routes = sort_by_expert(routing.expert_ids, config_.router.num_experts);
-  at::Tensor rows = gather_rows(x, routes);  // [R, D]
-  if (config_.score_before_experts) {
-    const at::Tensor weights = routing.scores.reshape(-1).index_select(0, routes.row_slot);
-    rows = (rows.to(at::kFloat) * weights.unsqueeze(1)).to(x.scalar_type());
-  }
-  rows = run_expert_rows(backend, rows, routing.counts, {w1_->use(), w2_->use(), w3_->use()},
-                         config_.experts, stats, error_word);
-  rows = postprocess_rows(config_, rows, routing.counts);
+  const bool has_hook = static_cast<bool>(config_.output_postprocess);
   MoeOutput out;
-  out.y = combine_rows(rows, config_.score_before_experts ? at::Tensor() : routing.scores, routes);
+  if (refuse_tokens(backend, has_hook).empty()) {
+    out.y = run_expert_tokens(
+        backend, {x, routing.expert_ids, routing.scores, config_.score_before_experts},
+        {weights(&Parameter::compute), weights(&Parameter::master), weights(&Parameter::grad)},
+        stats, error_word);
+  } else {
+    out.y = run_rows(x, routing, error_word, backend, stats);
+  }
   if (shared_) out.y = out.y + shared_->forward(x);
   out.expert_ids = routing.expert_ids;
   out.counts = routing.counts;

@@ -50,6 +50,12 @@ class Moe {
                     ExpertStats& stats) const;
 
  private:
+  ExpertWeights weights(at::Tensor Parameter::*tensor) const;
+  // The composed path of a backend that takes rows: gather, rows, post-process, combine.
+  at::Tensor run_rows(const at::Tensor& x, const RouterOutput& routing,
+                      const at::Tensor& error_word, const ExpertBackend& backend,
+                      ExpertStats& stats) const;
+
   MoeConfig config_;
   Router router_;
   const Parameter* w1_;

@@ -32,9 +32,7 @@ struct ExpertFunction : torch::autograd::Function<ExpertFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    AMOEBA_CHECK(!at::GradMode::is_enabled(),
-                 "experts: gradients of gradients are not supported, got a backward with "
-                 "create_graph, want one without");
+    check_first_order();
     const auto call =
         c10::static_intrusive_pointer_cast<ExpertCall>(context->saved_data["call"].toCapsule());
     variable_list kept = context->get_saved_variables();
@@ -61,6 +59,12 @@ at::Tensor run_expert_call(const c10::intrusive_ptr<ExpertCall>& call, const at:
   at::Tensor y = ExpertFunction::apply(x, w1, w2, w3, call, &saved_bytes);
   stats.saved_bytes += saved_bytes;
   return y;
+}
+
+void check_first_order() {
+  AMOEBA_CHECK(!at::GradMode::is_enabled(),
+               "experts: gradients of gradients are not supported, got a backward with "
+               "create_graph, want one without");
 }
 
 void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up) {

@@ -42,6 +42,9 @@ class ExpertCall : public torch::CustomClassHolder {
 at::Tensor run_expert_call(const c10::intrusive_ptr<ExpertCall>& call, const at::Tensor& x,
                            const ExpertWeights& weights, ExpertStats& stats);
 
+// In a backward: refuses one whose own gradient is asked for.
+void check_first_order();
+
 // silu(gate) * up into `out`, which may be neither.
 void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up);
 

@@ -217,11 +217,11 @@ void add_moe_keys(Schema& schema, MoeSection& moe) {
               .field = &moe.z_loss_coeff,
               .doc = "Weight of the router z-loss, which keeps the router logits small; 0: off.",
               .minimum = 0});
-  schema.add(
-      {.path = "moe.compute_backend",
-       .field = &moe.compute_backend,
-       .doc = "How the experts are computed; auto: the best that runs here.",
-       .choices = {"auto", "grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"}});
+  schema.add({.path = "moe.compute_backend",
+              .field = &moe.compute_backend,
+              .doc = "How the experts are computed; auto: the best that runs here.",
+              .choices = {"auto", "fused", "grouped_mm", "batched_mm_padded", "batched_mm_capacity",
+                          "for_loop"}});
   schema.add({.path = "moe.capacity_factor",
               .field = &moe.capacity_factor,
               .doc = "Rows an expert takes, as a multiple of the mean; more are dropped; used by "
