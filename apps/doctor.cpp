@@ -6,6 +6,7 @@
 
 #include <cstdio>
 
+#include "amoeba/error.h"
 #include "amoeba/experts.h"
 #include "amoeba/version.h"
 #include "apps/options.h"
@@ -47,9 +48,14 @@ void print_backends(at::Device device, int compute_capability) {
     std::printf("  %-10s auto takes %s\n", c10::toString(dtype),
                 std::string(choice.backend->name).c_str());
     for (const nn::ExpertBackend& backend : nn::expert_backends()) {
-      const std::string reason = backend.supports(problem);
-      std::printf("             %-20s %s\n", std::string(backend.name).c_str(),
-                  reason.empty() ? "can run" : reason.c_str());
+      std::string reason = backend.supports(problem);
+      if (reason.empty()) {
+        reason = "can run";
+        const std::string passed_over =
+            backend.auto_refuses == nullptr ? "" : backend.auto_refuses(problem);
+        if (!passed_over.empty()) reason += cat("; not by auto: ", passed_over);
+      }
+      std::printf("             %-20s %s\n", std::string(backend.name).c_str(), reason.c_str());
     }
   }
 }

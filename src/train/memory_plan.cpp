@@ -33,6 +33,7 @@ struct Half {
 struct Sizes {
   const nn::ModelConfig& config;
   int64_t tokens;
+  at::ScalarType dtype;
   int64_t c;
   bool cpu;
 
@@ -112,21 +113,72 @@ int64_t expert_rows(const Sizes& s) {
   return static_cast<int64_t>(std::ceil(rows));
 }
 
+bool takes_fused(const Sizes& s) {
+  if (s.config.compute_backend != "auto") return s.config.compute_backend == "fused";
+  const nn::MoeConfig& moe = s.config.moe;
+  nn::ExpertProblem problem;
+  problem.device = s.cpu ? nn::DeviceKind::kCpu : nn::DeviceKind::kCuda;
+  problem.dtype = s.dtype;
+  problem.model_dim = s.dim();
+  problem.hidden_dim = moe.hidden_dim;
+  problem.num_experts = moe.router.num_experts;
+  return nn::choose_expert_backend("auto", problem).backend->name == "fused";
+}
+
+// The router, and the shared expert, whose backward runs before that of the routed ones.
+struct Shared {
+  Half half;
+  int64_t kept;  // of both
+};
+
+Shared shared_half(const Sizes& s) {
+  const nn::MoeConfig& moe = s.config.moe;
+  const Half half = feed_forward(s, moe.num_shared_experts * moe.hidden_dim);
+  int64_t kept = norm_kept(s) + half.kept;
+  if (s.c != kFp32) kept += s.tokens * s.dim() * kFp32;         // the router's input in fp32
+  kept += s.tokens * moe.router.num_experts * (2 * kFp32 + 1);  // logits, scores, where NaN
+  kept += s.rows() * (2 * kId + 2 * kFp32);                     // ids, weights
+  return {half, kept};
+}
+
+// Scratch of the operators' backward. On the CPU rows of an expert are padded to whole vectors, and
+// the gradients of gate, up and the product, x and dy lie there as the products read them; in bf16
+// the first two twice (counted for a CPU that multiplies pairs of bf16).
+int64_t fused_scratch(const Sizes& s, int64_t padded_rows) {
+  const int64_t hidden = s.config.moe.hidden_dim, rows = s.rows() * s.dim() * s.c;
+  if (!s.cpu) return s.rows() * 3 * hidden * s.c + rows;
+  constexpr int64_t kLanes = 16;
+  const int64_t row = (3 * s.dim() + 2 * kLanes + (s.c == kFp32 ? 3 : 5) * hidden) * s.c;
+  const int64_t score_parts = s.rows() * (hidden / kLanes + 1) * kFp32;
+  return padded_rows * row + rows + score_parts;
+}
+
+Half fused_half(const Sizes& s) {
+  const nn::MoeConfig& moe = s.config.moe;
+  const Shared shared = shared_half(s);
+  constexpr int64_t kIndex = 4;
+  const int64_t padded_rows = s.rows() + (s.cpu ? 15 * moe.router.num_experts : 0);
+  Half half;
+  half.kept = shared.kept + s.rows() * 2 * kIndex;      // order there and back
+  half.kept += padded_rows * 2 * moe.hidden_dim * s.c;  // gate, up
+  const int64_t of_experts = fused_scratch(s, padded_rows) + s.tokens * s.dim() * s.c;
+  half.backward = std::max(shared.half.backward, of_experts - shared.half.kept);
+  return half;
+}
+
 Half moe_half(const Sizes& s) {
+  if (takes_fused(s)) return fused_half(s);
   const nn::MoeConfig& moe = s.config.moe;
   const int64_t experts = moe.router.num_experts;
-  const Half shared = feed_forward(s, moe.num_shared_experts * moe.hidden_dim);
+  const Shared shared = shared_half(s);
   const int64_t rows = s.rows() * s.dim() * s.c;  // [R, D]
   const int64_t rows_fp32 = s.rows() * s.dim() * kFp32;
   const int64_t hidden = expert_rows(s) * moe.hidden_dim * s.c;  // [R, H]
   const int64_t weight = experts * moe.hidden_dim * s.dim();     // [E, H, D]
   Half half;
-  half.kept = norm_kept(s) + shared.kept;
-  if (s.c != kFp32) half.kept += s.tokens * s.dim() * kFp32;  // the router's input in fp32
-  half.kept += s.tokens * experts * (2 * kFp32 + 1);          // logits, scores, where NaN
-  half.kept += s.rows() * (4 * kId + 2 * kFp32);              // ids, order there and back, weights
-  half.kept += rows + 2 * hidden;                             // rows in, gate, up
-  half.kept += moe.score_before_experts ? rows_fp32 : rows;   // before weighting, or out
+  half.kept = shared.kept + s.rows() * 2 * kId;              // order there and back
+  half.kept += rows + 2 * hidden;                            // rows in, gate, up
+  half.kept += moe.score_before_experts ? rows_fp32 : rows;  // before weighting, or out
   // In this order: the shared expert; the combination, with the slots and their gradients in fp32
   // where no loop takes them; the experts, with the gradients of the rows out and in, of gate, up
   // and their product and of the weights; the weights' addition, when all else is gone.
@@ -135,8 +187,8 @@ Half moe_half(const Sizes& s) {
   const int64_t of_experts = rows + 3 * hidden + 3 * weight * s.c;
   const int64_t of_addition =
       3 * weight * s.c + (s.c != kFp32 && s.cpu ? weight * kFp32 : 0) - rows - 2 * hidden;
-  half.backward =
-      std::max(shared.backward, std::max({of_combine, of_experts, of_addition}) - shared.kept);
+  half.backward = std::max(shared.half.backward,
+                           std::max({of_combine, of_experts, of_addition}) - shared.half.kept);
   return half;
 }
 
@@ -155,7 +207,7 @@ int64_t MemoryPlan::tensors() const {
 MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
   const auto c = static_cast<int64_t>(c10::elementSize(step.dtype));
   const int64_t tokens = step.batch_size * step.seq_len;
-  const Sizes s{config, tokens, c, step.device == at::kCPU};
+  const Sizes s{config, tokens, step.dtype, c, step.device == at::kCPU};
   const int64_t parameters =
       nn::Model(config, at::kMeta, step.dtype, /*seed=*/0).size(step.seq_len).total;
   MemoryPlan plan;

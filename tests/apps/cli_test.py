@@ -26,7 +26,7 @@ BINARY = ""  # set by main
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
 VERBS = ["train", "find-lr", "generate", "eval", "config", "doctor"]
-BACKENDS = ["grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
+BACKENDS = ["fused", "grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
 TIMEOUT = 60  # seconds until a process that hangs fails its test
 
 TINY_CONFIG = """

@@ -42,9 +42,41 @@ TEST(ExpertChoice, AutoOrder) {
     return result;
   };
   using Names = std::vector<std::string_view>;
-  EXPECT_EQ(names(kCpu), (Names{"for_loop", "grouped_mm", "batched_mm_padded"}));
-  EXPECT_EQ(names(kCuda), (Names{"grouped_mm", "batched_mm_padded", "for_loop"}));
-  EXPECT_EQ(names(kXpu), (Names{"grouped_mm", "batched_mm_padded", "for_loop"}));
+  EXPECT_EQ(names(kCpu), (Names{"fused", "for_loop", "grouped_mm", "batched_mm_padded"}));
+  EXPECT_EQ(names(kCuda), (Names{"fused", "grouped_mm", "batched_mm_padded", "for_loop"}));
+  EXPECT_EQ(names(kXpu), (Names{"fused", "grouped_mm", "batched_mm_padded", "for_loop"}));
+}
+
+const ExpertBackend& fused() { return expert_backends().front(); }
+
+// Its operators say what they take, so it depends on the machine.
+TEST(ExpertChoice, FusedIsTakenWhereTheOperatorsHaveMoreThanTheReference) {
+  ASSERT_EQ(fused().name, "fused");
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    const ExpertProblem given = problem(kCpu, 0, dtype, 7, 11);
+    EXPECT_EQ(fused().supports(given), "");
+    EXPECT_EQ(choose_expert_backend("fused", given).backend, &fused());
+    const bool has_kernels = dtype == at::kFloat || dtype == at::kBFloat16;
+    const std::string reason = fused().auto_refuses(given);
+    const ExpertChoice choice = choose_expert_backend("auto", given);
+    if (reason.empty()) {
+      EXPECT_TRUE(has_kernels) << dtype;
+      EXPECT_EQ(choice.backend, &fused());
+      EXPECT_TRUE(choice.refusals.empty());
+      continue;
+    }
+    EXPECT_EQ(reason.rfind("only the plain reference takes it (", 0), 0u) << reason;
+    EXPECT_EQ(choice.backend->name, "for_loop");
+    ASSERT_EQ(choice.refusals.size(), 1u);
+    EXPECT_EQ(choice.refusals[0].name, "fused");
+    EXPECT_EQ(choice.refusals[0].reason, reason);
+    EXPECT_TRUE(!has_kernels || reason.find("this CPU has no") != std::string::npos ||
+                reason.find("this processor") != std::string::npos)
+        << reason;
+  }
+  EXPECT_EQ(message_of("fused", problem(kXpu)),
+            "compute_backend: 'fused' cannot run this problem: the operators run on the CPU and on "
+            "CUDA");
 }
 
 TEST(ExpertChoice, AutoTakesTheFirstThatSupportsTheProblem) {
@@ -54,7 +86,6 @@ TEST(ExpertChoice, AutoTakesTheFirstThatSupportsTheProblem) {
     const char* grouped_mm_refusal;  // "" when not refused
   };
   const Line lines[] = {
-      {problem(kCpu), "for_loop", ""},
       {problem(kCpu, 0, at::kDouble, 7, 11), "for_loop", ""},
       {problem(kCuda, 80), "grouped_mm", ""},
       {problem(kCuda, 90), "grouped_mm", ""},
@@ -74,12 +105,18 @@ TEST(ExpertChoice, AutoTakesTheFirstThatSupportsTheProblem) {
   for (const Line& line : lines) {
     const ExpertChoice choice = choose_expert_backend("auto", line.given);
     ASSERT_NE(choice.backend, nullptr);
+    if (choice.backend == &fused()) {  // this machine has that GPU
+      EXPECT_EQ(line.given.device, kCuda);
+      continue;
+    }
     EXPECT_EQ(choice.backend->name, line.chosen);
+    EXPECT_EQ(choice.refusals.at(0).name, "fused");
+    EXPECT_NE(choice.refusals[0].reason, "");
     const std::string reason = line.grouped_mm_refusal;
-    ASSERT_EQ(choice.refusals.size(), reason.empty() ? 0u : 1u) << line.chosen;
+    ASSERT_EQ(choice.refusals.size(), reason.empty() ? 1u : 2u) << line.chosen;
     if (reason.empty()) continue;
-    EXPECT_EQ(choice.refusals[0].name, "grouped_mm");
-    EXPECT_EQ(choice.refusals[0].reason, reason);
+    EXPECT_EQ(choice.refusals[1].name, "grouped_mm");
+    EXPECT_EQ(choice.refusals[1].reason, reason);
     EXPECT_EQ(message_of("grouped_mm", line.given),
               "compute_backend: 'grouped_mm' cannot run this problem: " + reason);
   }
@@ -99,7 +136,7 @@ TEST(ExpertChoice, ANameIsTakenOnEveryDevice) {
 
 TEST(ExpertChoice, UnknownNamesAreRefused) {
   const std::string want =
-      "', want one of auto, grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop";
+      "', want one of auto, fused, grouped_mm, batched_mm_padded, batched_mm_capacity, for_loop";
   EXPECT_EQ(message_of("cutlass", problem(kCpu)), "compute_backend: got 'cutlass" + want);
   EXPECT_EQ(message_of("", problem(kCpu)), "compute_backend: got '" + want);
   EXPECT_EQ(message_of("bmm", problem(kCpu)),

@@ -355,6 +355,7 @@ TEST(ExpertStats, CountWorkAndMemory) {
     int64_t padded_rows, saved_bytes;
   };
   for (const Line& line : {
+           Line{"fused", 9, (9 + 15 * 3) * 2 * 16 * 4 + 512 + 4 * 4},  // lanes of experts, offsets
            Line{"for_loop", 7, 2 * 9 * 16 * 4},
            Line{"grouped_mm", 9, 2 * 9 * 16 * 4 + 3 * 4 + 9},         // ends, tail mask
            Line{"batched_mm_padded", 12, 2 * 12 * 16 * 4 + 9 * 8},    // place of each row

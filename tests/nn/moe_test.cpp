@@ -189,7 +189,9 @@ TEST_P(MoeHook, WholeLayersAgreeWithPlain) {
         const auto plain = [&](const Tensors& in) {
           return plain_moe(layer.config, hook, ids, in);
         };
-        expect_agrees(layer.run(x, dy, {}, {}, "for_loop"), plain, layer.inputs(x), dy, at::kFloat);
+        for (const char* backend : {"fused", "for_loop"}) {
+          expect_agrees(layer.run(x, dy, {}, {}, backend), plain, layer.inputs(x), dy, at::kFloat);
+        }
       }
     }
   }

@@ -272,7 +272,7 @@ TEST(Train, ARejectedStepNamesTheBitsOfTheErrorWord) {
 
 TEST(Train, EveryBackendTrains) {
   for (const char* backend :
-       {"for_loop", "grouped_mm", "batched_mm_padded", "batched_mm_capacity"}) {
+       {"fused", "for_loop", "grouped_mm", "batched_mm_padded", "batched_mm_capacity"}) {
     Lab lab;
     RunConfig config = small_config();
     config.training.steps = 20;

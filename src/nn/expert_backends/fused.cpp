@@ -50,13 +50,12 @@ class FusedRows : public ExpertCall {
   at::Tensor offsets_;  // [E+1] int32
 };
 
+// The graph around a forward that has run: `w1`, `w2`, `w3` are the masters.
 struct FusedTokens : torch::autograd::Function<FusedTokens> {
-  // `w1`, `w2`, `w3`: masters. What backward keeps besides x and the weights goes to *saved_bytes.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& scores,
                             const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                            const OperatorInputs& inputs, const ExpertWeights& grad,
-                            const at::Tensor& error_word, int64_t* saved_bytes) {
-    const OperatorForward result = experts_forward(inputs, /*keeps_saved=*/true, error_word);
+                            const OperatorInputs& inputs, const OperatorForward& result,
+                            const ExpertWeights& grad) {
     const auto& [offsets, row_slot, slot_row] = inputs.routes;
     const auto& [w1, w2, w3] = inputs.weights;
     context->save_for_backward({x, scores, offsets, row_slot, slot_row, w1, w2, w3, result.saved});
@@ -64,9 +63,6 @@ struct FusedTokens : torch::autograd::Function<FusedTokens> {
     // Not saved variables: they change in place meanwhile.
     if (grad.w1.defined()) {
       context->saved_data["grad"] = std::vector<at::Tensor>{grad.w1, grad.w2, grad.w3};
-    }
-    for (const at::Tensor& tensor : {offsets, row_slot, slot_row, result.saved}) {
-      *saved_bytes += static_cast<int64_t>(tensor.nbytes());
     }
     return result.y;
   }
@@ -90,7 +86,7 @@ struct FusedTokens : torch::autograd::Function<FusedTokens> {
           grads[0], saved, inputs,
           {context->needs_input_grad(0), context->needs_input_grad(1), false, false});
     }
-    variable_list gradients(9);
+    variable_list gradients(8);
     if (context->needs_input_grad(0)) gradients[0] = result.x;
     if (context->needs_input_grad(1)) gradients[1] = result.scores;
     return gradients;
@@ -149,19 +145,20 @@ at::Tensor run_fused_tokens(const ExpertTokens& tokens, const ExpertParameters& 
   const auto& [x, expert_ids, scores, score_before] = tokens;
   const auto& [w1, w2, w3] = parameters.master;
   stats.padded_rows += expert_ids.numel();
+  const at::Tensor rows = x.contiguous();
   const OperatorInputs inputs = {
-      x.detach().contiguous(), scores.detach(),
+      rows.detach(), scores.detach(),
       route_tokens(expert_ids, parameters.compute.w1.size(0), error_word), parameters.compute,
       score_before};
-  const bool has_gradients = x.requires_grad() || scores.requires_grad() || w1.requires_grad();
-  if (!at::GradMode::is_enabled() || !has_gradients) {
-    return experts_forward(inputs, /*keeps_saved=*/false, error_word).y;
+  const bool keeps = at::GradMode::is_enabled() &&
+                     (x.requires_grad() || scores.requires_grad() || w1.requires_grad());
+  const OperatorForward result = experts_forward(inputs, keeps, error_word);
+  if (!keeps) return result.y;
+  const auto& [offsets, row_slot, slot_row] = inputs.routes;
+  for (const at::Tensor& tensor : {offsets, row_slot, slot_row, result.saved}) {
+    stats.saved_bytes += static_cast<int64_t>(tensor.nbytes());
   }
-  int64_t saved_bytes = 0;
-  at::Tensor y = FusedTokens::apply(x.contiguous(), scores, w1, w2, w3, inputs, parameters.grad,
-                                    error_word, &saved_bytes);
-  stats.saved_bytes += saved_bytes;
-  return y;
+  return FusedTokens::apply(rows, scores, w1, w2, w3, inputs, result, parameters.grad);
 }
 
 }  // namespace amoeba::nn
