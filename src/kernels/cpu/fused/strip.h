@@ -35,15 +35,14 @@ struct Product {
   };
 
   // sums (+)= broadcast units of `left` times vectors of `right`, whose stride is that of lanes.
+  // What is there is added last: the error of a long sum grows with its blocks, not with its terms.
   template <int64_t kVectors, bool kAdd>
   static void tile(const Side& left, const Side& right, int64_t count, float* out) {
     Vec sums[kRows][kVectors];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sums[i][v] = kAdd ? V::template load<Vec>(out + i * kWidth + v * kLanes) : Vec{};
-      }
+      for (int64_t v = 0; v < kVectors; ++v) sums[i][v] = Vec{};
     }
     const char *a = left.data, *b = right.data;
 #pragma GCC unroll 2
@@ -67,7 +66,10 @@ struct Product {
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) V::store(out + i * kWidth + v * kLanes, sums[i][v]);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        float* at = out + i * kWidth + v * kLanes;
+        V::store(at, kAdd ? V::template load<Vec>(at) + sums[i][v] : sums[i][v]);
+      }
     }
   }
 
