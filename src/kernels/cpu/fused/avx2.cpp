@@ -15,6 +15,7 @@ struct Avx2 {
   static constexpr int64_t kRows = 4;  // 4 x 3 sums, 3 vectors and a broadcast of 16 registers
   static constexpr int64_t kMaxVectors = 3;
 
+  static Vec fill(float value) { return _mm256_set1_ps(value); }
   static Vec fma(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
   static void stream(float* to, Vec value) { _mm256_stream_ps(to, value); }
   static void finish_streams() { _mm_sfence(); }

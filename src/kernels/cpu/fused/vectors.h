@@ -26,7 +26,7 @@ struct Vectors {
   static void store(void* to, V value) {
     std::memcpy(to, &value, sizeof value);
   }
-  static Vec fill(float value) { return Vec{} + value; }
+  static Vec fill(float value) { return L::fill(value); }
 
   // -- bf16
   // -----------------------------------------------------------------------------------------
