@@ -17,8 +17,10 @@ struct Avx2 {
 
   static Vec fill(float value) { return _mm256_set1_ps(value); }
   static Vec fma(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
-  static void stream(float* to, Vec value) { _mm256_stream_ps(to, value); }
-  static void finish_streams() { _mm_sfence(); }
+  // Never past the caches: a vector is half a line, and halves written apart cost more than they
+  // save.
+  static void store(bool, float* to, Vec value) { _mm256_storeu_ps(to, value); }
+  static void finish_streams() {}
 };
 
 struct Fp32 {

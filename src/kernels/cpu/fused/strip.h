@@ -219,6 +219,9 @@ class WeightStrip {
     }
   }
 
+  const Weights& weights() const { return w_; }
+  int64_t first() const { return n_; }
+
  private:
   void pack(int64_t begin, int64_t end) {
     packed_begin_ = begin;

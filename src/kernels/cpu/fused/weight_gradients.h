@@ -35,10 +35,9 @@ struct WeightGradients {
             matrix.stride[is_down ? 2 : 1], matrix.stride[is_down ? 1 : 2]};
   }
 
-  // `count` values along a contiguous dimension, or kLanes if that is less. Streams want whole
-  // lines of the cache.
+  // `count` values along a contiguous dimension, or kLanes if that is less.
   template <typename T>
-  static void store_line(const Pass& p, bool streams, T* to, Vec value, int64_t count) {
+  static void store_line(const Pass& p, T* to, Vec value, int64_t count) {
     constexpr bool kIsFloat = sizeof(T) == 4;
     T padded[kLanes];
     T* at = to;
@@ -54,11 +53,8 @@ struct WeightGradients {
       }
     }
     if constexpr (kIsFloat) {
-      if (streams && count >= kLanes && reinterpret_cast<uintptr_t>(at) % sizeof(Vec) == 0) {
-        F::Lanes::stream(at, value);
-      } else {
-        V::store(at, value);
-      }
+      const bool is_line = count >= kLanes && reinterpret_cast<uintptr_t>(at) % sizeof(Vec) == 0;
+      F::Lanes::store(p.streams && is_line, at, value);
     } else {
       V::store(at, V::narrow(value));
     }
@@ -74,7 +70,7 @@ struct WeightGradients {
       for (int64_t i = 0; i < num_h; ++i) {
         T* row = data + (h + i) * target.h_stride + d;
         for (int64_t j = 0; j < num_d; j += kLanes) {
-          store_line(p, p.streams, row + j, V::template load<Vec>(&sums.value[i][j]), num_d - j);
+          store_line(p, row + j, V::template load<Vec>(&sums.value[i][j]), num_d - j);
         }
       }
       return;
@@ -86,7 +82,7 @@ struct WeightGradients {
       for (int64_t k = 0; k < kLanes && j + k < num_d; ++k) {
         T* column = data + h * target.h_stride + (d + j + k) * target.d_stride;
         if (target.h_stride == 1) {
-          store_line(p, p.streams && sizeof(Vec) == 64, column, (Vec)words[k], num_h);
+          store_line(p, column, (Vec)words[k], num_h);
         } else {
           store_apart(p, target, column, (Vec)words[k], num_h);
         }
