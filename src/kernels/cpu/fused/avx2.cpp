@@ -1,6 +1,7 @@
 // AVX2 with FMA: fp32, and bf16 widened to fp32.
 #include <immintrin.h>
 
+#include "kernels/cpu/fused/configurations.h"
 #include "kernels/cpu/fused/kernels.h"
 #include "kernels/cpu/fused/weight_gradients.h"
 
@@ -23,24 +24,9 @@ struct Avx2 {
   static void finish_streams() {}
 };
 
-struct Fp32 {
-  using Lanes = Avx2;
-  using Storage = float;
-  static constexpr int64_t kValuesPerUnit = 1;
-  static constexpr bool kReadsInPlace = true;
-  static Lanes::Vec multiply_add(Lanes::Vec a, Lanes::Vec b, Lanes::Vec sum) {
-    return Lanes::fma(a, b, sum);
-  }
-};
-
-struct WidenedBf16 : Fp32 {
-  using Storage = uint16_t;
-  static constexpr bool kReadsInPlace = false;
-};
-
 }  // namespace
 
-const FusedKernels kAvx2Fp32 = kernels_of<Fp32>();
-const FusedKernels kAvx2Bf16 = kernels_of<WidenedBf16>();
+const FusedKernels kAvx2Fp32 = kernels_of<Fp32<Avx2>>();
+const FusedKernels kAvx2Bf16 = kernels_of<WidenedBf16<Avx2>>();
 
 }  // namespace amoeba::kernels::cpu
