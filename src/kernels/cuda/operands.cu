@@ -1,5 +1,7 @@
 #include "kernels/cuda/operands.h"
 
+#include <cstdlib>
+
 #include "amoeba/error.h"
 
 namespace amoeba::kernels::cuda {
@@ -23,7 +25,8 @@ bool same_strides(const Matrix& a, const Matrix& b) {
 bool is_aligned(const void* data, int64_t stride0, int64_t stride1, DType dtype) {
   const int64_t bytes = bytes_of(dtype);
   return reinterpret_cast<uintptr_t>(data) % kChunkBytes == 0 &&
-         stride0 * bytes % kChunkBytes == 0 && stride1 * bytes % kChunkBytes == 0;
+         stride0 * bytes % kChunkBytes == 0 && stride1 * bytes % kChunkBytes == 0 &&
+         std::abs(stride1) * bytes <= device::kMaxRowStride;
 }
 
 std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_stride,
@@ -33,7 +36,7 @@ std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_s
                matrix.stride[2], ")");
   }
   if (!is_aligned(matrix.data, matrix.stride[0], row_stride, matrix.dtype)) {
-    return cat(name, " is not aligned to 16 bytes in its start and strides");
+    return cat(name, " is not aligned to 16 bytes in its start and strides, or its rows are more than 64 MiB apart");
   }
   return "";
 }
@@ -106,7 +109,7 @@ std::string refuse_matrix(const char* name, const Matrix& matrix) {
 std::string refuse_rows(const char* name, const View& view) {
   if (view.stride[1] != 1 || !is_aligned(view.data, 0, view.stride[0], view.dtype)) {
     return cat(name, " has strides ", view.stride[0], " and ", view.stride[1],
-               ", want rows of stride 1 aligned to 16 bytes");
+               ", want a column stride of 1 and rows aligned to 16 bytes, at most 64 MiB apart");
   }
   return "";
 }

@@ -53,7 +53,7 @@ BackwardScratch take_backward(Carver& carver, const ExpertsArguments& arguments,
                               const ExpertsOptions& options);
 
 inline int64_t num_score_parts(const Sizes& sizes) {
-  return (sizes.hidden_dim + device::kScoreColumns - 1) / device::kPieceColumns;
+  return (sizes.hidden_dim + device::kScoreColumns - 1) / device::kScoreColumns;
 }
 
 }  // namespace amoeba::kernels::cuda

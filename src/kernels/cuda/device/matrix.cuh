@@ -18,7 +18,9 @@ __device__ inline int64_t unblocked(int64_t position) {
 }
 __device__ inline bool is_up(int64_t position) { return (position & 8) != 0; }
 
-// Strides in bytes. `row_index` maps a row of the product to a stored row, negative: zeros.
+inline constexpr int64_t kMaxRowStride = int64_t{1} << 26;
+
+// Strides in bytes, that of a row at most kMaxRowStride. `row_index` maps a row of the product to a stored row, negative: zeros.
 struct Matrix {
   char* base = nullptr;
   int64_t expert_stride = 0;

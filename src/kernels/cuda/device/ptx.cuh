@@ -16,8 +16,7 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 // 16 bytes to shared memory; zeros when not valid, and then nothing is read.
 __device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+               "r"(valid ? 16 : 0));
 }
 
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -66,113 +66,114 @@ struct KMajorCopy {
   static constexpr int kCopies = kTile / kRowStep;
   static_assert(kRowStep % 16 == 0);  // a whole number of blocks of gate and up
 
-  const char* base;             // of the expert; without an index: of the thread's first row
+  const char* base;  // of the expert; without an index: of the thread's first row
+  int32_t stride;    // of a row; without an index: of kRowStep rows
   int32_t row[kGathers ? kCopies : 1];  // stored rows, negative: zeros
-  const Matrix* matrix;
+  int32_t num_rows;                     // without an index: rows of this thread inside the operand
   int32_t depth_end;
-  int thread;
-  int num_rows;  // without an index: rows of this thread inside the operand
+  int row_lane;
+  int chunk;
 
   __device__ void start(const Matrix& m, int32_t expert, int32_t first_row, int32_t row_end,
-                        int32_t end, int thread_index) {
-    matrix = &m;
+                        int32_t end, int thread) {
     depth_end = end;
-    thread = thread_index;
+    row_lane = thread / kRowChunks;
+    chunk = thread % kRowChunks;
     base = m.base + expert * m.expert_stride;
-    const int32_t first = first_row + thread / kRowChunks;
+    const int32_t first = first_row + row_lane;
     if constexpr (kGathers) {
+      stride = static_cast<int32_t>(m.row_stride);
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
         const int32_t at = first + i * kRowStep;
-        row[i] = at >= row_end            ? -1
-                 : m.row_index != nullptr ? m.row_index[at]
-                                          : at;
+        row[i] = at >= row_end ? -1 : m.row_index != nullptr ? m.row_index[at] : at;
       }
     } else {
+      stride = static_cast<int32_t>(m.row_offset(kRowStep));
       base += m.row_offset(first);
       const int32_t left = row_end - first;
       num_rows = left <= 0 ? 0 : min((left - 1) / kRowStep + 1, kCopies);
     }
   }
 
+  __device__ void prepare(const Matrix&, int32_t) {}
+
   // `place(row, chunk)` is the address in shared memory.
   template <typename Place>
-  __device__ void copy(int32_t depth, const Place& place) const {
-    const int chunk = thread % kRowChunks;
+  __device__ void copy(const Matrix& m, int32_t depth, const Place& place) const {
     const int32_t column = depth + chunk * 8;
-    const int64_t offset = matrix->column_offset(column, sizeof(T));
-    const int64_t step = matrix->row_offset(kRowStep);
-    const char* from = base + offset;
+    const bool in_depth = column < depth_end;
+    const char* from = base + m.column_offset(column, sizeof(T));
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      bool valid = column < depth_end;
-      if constexpr (kGathers) {
-        valid = valid && row[i] >= 0;
-        from = base + offset + row[i] * matrix->row_stride;
-      } else {
-        valid = valid && i < num_rows;
-      }
-      copy_async(place(thread / kRowChunks + i * kRowStep, chunk), valid ? from : matrix->base,
-                 valid);
-      from += step;
+      const bool valid = in_depth && (kGathers ? row[kGathers ? i : 0] >= 0 : i < num_rows);
+      const char* at = kGathers ? from + int64_t{max(row[kGathers ? i : 0], 0)} * stride : from;
+      copy_async(place(row_lane + i * kRowStep, chunk), at, valid);
+      from += kGathers ? 0 : stride;
     }
   }
-  __device__ void prepare(int32_t) {}
 };
 
 // The same for an operand stored with the sum's index as its row ("mn-major"): kDepth rows of
-// kTile columns.
+// kTile columns. A thread copies kCopies rows that follow each other, so that they lie in one block
+// of eight of gate or up, or two.
 template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct MnMajorCopy {
   static constexpr int kRowChunks = kTile / 8;
-  static constexpr int kRowStep = kThreads / kRowChunks;
-  static constexpr int kCopies = kDepth / kRowStep;
+  static constexpr int kCopies = kDepth / (kThreads / kRowChunks);
+  static_assert(kCopies == 4 || kCopies % 8 == 0);
 
-  const char* column;  // nullptr: zeros
-  const Matrix* matrix;
-  int32_t depth_end;
-  int thread;
+  const char* column;
+  int32_t stride;
   int32_t index[kGathers ? kCopies : 1];  // of the rows of the next copy
+  int32_t depth_end;
+  int first;  // of the thread's rows
+  int chunk;
+  bool is_gathered;
 
   __device__ void start(const Matrix& m, int32_t expert, int32_t first_column, int32_t column_end,
-                        int32_t end, int thread_index) {
-    matrix = &m;
-    depth_end = end;
-    thread = thread_index;
-    const int32_t at = first_column + thread % kRowChunks * 8;
-    column = at < column_end
-                 ? m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T))
-                 : nullptr;
+                        int32_t end, int thread) {
+    chunk = thread % kRowChunks;
+    first = thread / kRowChunks * kCopies;
+    stride = static_cast<int32_t>(m.row_stride);
+    is_gathered = kGathers && m.row_index != nullptr;
+    const int32_t at = first_column + chunk * 8;
+    column = m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T));
+    depth_end = at < column_end ? end : 0;  // outside: all zeros
   }
 
   // Reads the row indices ahead of the copy that needs them.
-  __device__ void prepare(int32_t depth) {
+  __device__ void prepare(const Matrix& m, int32_t depth) {
     if constexpr (kGathers) {
-      if (matrix->row_index == nullptr) return;
+      if (!is_gathered) return;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int32_t row = depth + thread / kRowChunks + i * kRowStep;
-        index[i] = row < depth_end ? matrix->row_index[row] : -1;
+        const int32_t row = depth + first + i;
+        index[i] = row < depth_end ? m.row_index[row] : -1;
       }
     }
   }
 
   template <typename Place>
-  __device__ void copy(int32_t depth, const Place& place) const {
-    const int chunk = thread % kRowChunks;
-#pragma unroll kGathers ? kCopies : 4
-    for (int i = 0; i < kCopies; ++i) {
-      const int in_tile = thread / kRowChunks + i * kRowStep;
-      int32_t row = depth + in_tile;
-      bool valid = column != nullptr && row < depth_end;
-      if constexpr (kGathers) {
-        if (matrix->row_index != nullptr) {
-          row = index[i];
-          valid = valid && row >= 0;
+  __device__ void copy(const Matrix& m, int32_t depth, const Place& place) const {
+    if constexpr (kGathers) {
+      if (is_gathered) {
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+          copy_async(place(first + i, chunk), column + int64_t{max(index[i], 0)} * stride, index[i] >= 0);
         }
+        return;
       }
-      copy_async(place(in_tile, chunk), valid ? column + matrix->row_offset(row) : matrix->base,
-                 valid);
+    }
+    const int32_t left = depth_end - depth - first;
+#pragma unroll 1
+    for (int block = 0; block < (kCopies + 7) / 8; ++block) {
+      const char* from = column + m.row_offset(depth + first + 8 * block);
+#pragma unroll
+      for (int i = 0; i < (kCopies < 8 ? kCopies : 8); ++i) {
+        copy_async(place(first + 8 * block + i, chunk), from, 8 * block + i < left);
+        from += stride;
+      }
     }
   }
 };

@@ -62,17 +62,17 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
       const int32_t depth = tile.depth + step * Sm80::kDepth;
       const uint32_t a = base + step % Sm80::kStages * 2 * Sm80::kOperandBytes;
       const uint32_t b = a + Sm80::kOperandBytes;
-      copy_a.copy(depth, [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
-      copy_b.copy(depth, [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
-      copy_a.prepare(depth + Sm80::kDepth);
-      copy_b.prepare(depth + Sm80::kDepth);
+      copy_a.copy(p.a, depth, [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
+      copy_b.copy(p.b, depth, [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
+      copy_a.prepare(p.a, depth + Sm80::kDepth);
+      copy_b.prepare(p.b, depth + Sm80::kDepth);
     }
     copy_async_commit();
   };
 
   float acc[4][8][4] = {};
-  copy_a.prepare(tile.depth);
-  copy_b.prepare(tile.depth);
+  copy_a.prepare(p.a, tile.depth);
+  copy_b.prepare(p.b, tile.depth);
   for (int step = 0; step < Sm80::kStages - 1; ++step) load_stage(step);
   for (int32_t step = 0; step < steps; ++step) {
     copy_async_wait<Sm80::kStages - 2>();

@@ -35,8 +35,8 @@ struct Sm90 {
 // Registers of a thread that copies and one that computes; together what the block starts with.
 template <Grouping kGrouping>
 struct Sm90Registers {
-  static constexpr int kCopy = kGrouping == Grouping::kByRows ? 56 : 104;
-  static constexpr int kCompute = kGrouping == Grouping::kByRows ? 224 : 200;
+  static constexpr int kCopy = kGrouping == Grouping::kByRows ? 72 : 104;
+  static constexpr int kCompute = kGrouping == Grouping::kByRows ? 216 : 200;
   static_assert(kCopy + 2 * kCompute <= 3 * 168);
 };
 
@@ -83,18 +83,18 @@ __device__ void copy_tiles(const GroupedProduct& p, int64_t row_tiles, Sm90Pipel
        find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
     copy_a.start(p.a, tile.expert, tile.row, tile.row_end, tile.depth_end, thread);
     copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end, thread);
-    copy_a.prepare(tile.depth);
-    copy_b.prepare(tile.depth);
+    copy_a.prepare(p.a, tile.depth);
+    copy_b.prepare(p.b, tile.depth);
     for (int32_t depth = tile.depth; depth < tile.depth_end; depth += Sm90::kDepth) {
       const uint32_t step = pipeline.count++;
       wait(pipeline.empty(step), Sm90Pipeline::parity(step) ^ 1);
       const uint32_t a = pipeline.stage(step);
       const uint32_t b = a + Sm90::kBytesA;
-      copy_b.copy(depth, [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
-      copy_a.copy(depth, [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
+      copy_b.copy(p.b, depth, [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
+      copy_a.copy(p.a, depth, [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
       copy_async_commit();
-      copy_a.prepare(depth + Sm90::kDepth);
-      copy_b.prepare(depth + Sm90::kDepth);
+      copy_a.prepare(p.a, depth + Sm90::kDepth);
+      copy_b.prepare(p.b, depth + Sm90::kDepth);
       if (step >= Sm90::kLag) {
         copy_async_wait<Sm90::kLag>();
         announce(step - Sm90::kLag);
@@ -154,7 +154,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     }
     wait_products<0>();
     if (end > begin && is_first_lane) arrive(pipeline.empty(end - 1));
-    run_epilogue<Epilogue, 4, true>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+    run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
       return Place{first_row + 16 * warp, tile.column + kPieceColumns * i};
     });
   }
