@@ -24,6 +24,7 @@ using kernels::DType;
 using kernels::Save;
 using kernels::Variant;
 
+constexpr double kFp32Ulps = 4;  // of the 16-bit dtype: fp32 outputs of 16-bit intermediates
 constexpr DType kDTypes[] = {DType::kBF16, DType::kF16};
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -112,12 +113,12 @@ TEST(CudaVariants, KeepTheRowRule) {
       for (const Variant& variant : cuda::variants()) {
         if (!refusal(variant, c, dtype).empty()) continue;
         const KernelResults actual = run_cuda(variant.name, c, dtype, p.values, p.previous);
-        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact), "") << variant.name << " " << c;
+        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact, kFp32Ulps), "") << variant.name << " " << c;
         ++num_run;
       }
     }
   }
-  EXPECT_GE(num_run, 2 * cuda_cases().size());
+  EXPECT_GE(num_run, 3 * cuda_cases().size());
 }
 
 TEST(CudaVariants, ComputeIntegersToTheBit) {

@@ -43,15 +43,17 @@ std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_s
 
 }  // namespace
 
-Stored stored_gate_up(const Matrix& gate, const Matrix& up) {
-  const bool has_both = gate.data != nullptr && up.data != nullptr;
-  const Matrix& given = gate.data != nullptr ? gate : up;
+bool is_up_first(const Matrix& gate, const Matrix& up) { return distance(gate, up) < 0; }
+
+Stored stored_gate_up(const Matrix& first, const Matrix& second) {
+  const bool has_both = first.data != nullptr && second.data != nullptr;
+  const Matrix& given = first.data != nullptr ? first : second;
   const int64_t bytes = bytes_of(given.dtype);
   Stored stored;
   stored.matrix.base = static_cast<char*>(given.data);
   stored.matrix.expert_stride = given.stride[0] * bytes;
-  stored.matrix.up_offset = has_both ? distance(gate, up) : 0;
-  stored.pairs = has_both && is_pairs(gate, up);
+  stored.matrix.up_offset = has_both ? distance(first, second) : 0;
+  stored.pairs = has_both && is_pairs(first, second);
   stored.transposed = given.stride[2] != 1;
   stored.matrix.row_stride = given.stride[stored.transposed ? 2 : 1] * bytes;
   stored.matrix.pairing = stored.pairs        ? device::Pairing::kNone

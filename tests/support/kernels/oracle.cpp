@@ -216,7 +216,8 @@ std::array<int64_t, KernelResults::kCount> widths_of(const KernelCase& c) {
 }
 
 std::string compare_rows(const KernelCase& kernel_case, DType dtype, const KernelResults& actual,
-                         const KernelResults& plain, const KernelResults& exact) {
+                         const KernelResults& plain, const KernelResults& exact,
+                         double fp32_ulps) {
   return for_each_tensor(actual, exact, [&](size_t tensor, const auto& got, const auto& want) {
     const std::vector<double>& simple = *plain.list()[tensor];
     const int64_t width = widths_of(kernel_case)[tensor];
@@ -233,7 +234,8 @@ std::string compare_rows(const KernelCase& kernel_case, DType dtype, const Kerne
     for (int64_t r = 0; r < num_rows; ++r) {
       const double size = largest(&want[index(r * width)], width);
       const bool is_zero = size == 0 && largest(&simple[index(r * width)], width) == 0;
-      const double bound = is_zero ? 0 : 2 * plain_error + 2 * ulp_of(output_dtype, size);
+      const double more = output_dtype == dtype ? 0 : fp32_ulps * ulp_of(dtype, size);
+      const double bound = is_zero ? 0 : 2 * plain_error + 2 * ulp_of(output_dtype, size) + more;
       const double error =
           largest_difference(&got[index(r * width)], &want[index(r * width)], width);
       if (error > bound) {

@@ -49,9 +49,11 @@ std::array<int64_t, KernelResults::kCount> widths_of(const KernelCase& kernel_ca
 
 // "" or the first violation. The rule: both finite, and the error of a row at most twice the
 // largest row error of `plain` over that tensor, + 2 ulp of the row's largest exact value.
+// `fp32_ulps`: more ulp of the given dtype for outputs in a wider one, where 2 ulp are nothing and
+// a tensor of few values tells little of the plain computation's spread.
 std::string compare_rows(const KernelCase& kernel_case, kernels::DType dtype,
                          const KernelResults& actual, const KernelResults& plain,
-                         const KernelResults& exact);
+                         const KernelResults& exact, double fp32_ulps = 0);
 // Equal values (of `exact` rounded to the outputs' dtypes); NaN never passes.
 std::string compare_exact(const KernelCase& kernel_case, kernels::DType dtype,
                           const KernelResults& actual, const KernelResults& exact);

@@ -128,6 +128,14 @@ struct GateUpRule {
   const float* row_weight = nullptr;  // nullptr: 1
   int64_t hidden = 0;                 // H
   bool pairs = false;                 // order of z
+  bool up_first = false;              // in the order of blocks, up comes before gate
+
+  // Between the order of z and (gate, up).
+  __device__ void order(float& first, float& second) const {
+    const float kept = first;
+    first = up_first ? second : first;
+    second = up_first ? kept : second;
+  }
 
   __device__ float bias_at(int64_t expert, int64_t h, bool up) const {
     if (h >= hidden) return 0.0f;
@@ -248,6 +256,7 @@ struct UpEpilogue {
       float a[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
+        p.rule.order(gate[c], up[c]);
         if (!weighted) gate[c] += gate_bias[i][c], up[c] += up_bias[i][c];
         const float bias_g = weighted ? gate_bias[i][c] : 0.0f;
         const float bias_u = weighted ? up_bias[i][c] : 0.0f;
@@ -260,6 +269,7 @@ struct UpEpilogue {
           up[c] =
               keep_side<T>(up[c], weight, bias_u, [&](float v) { return rule.up_is_clamped(v); });
         }
+        p.rule.order(gate[c], up[c]);
       }
       first[0] = gate[0];
       first[1] = pairs ? up[0] : gate[1];
@@ -338,12 +348,13 @@ struct HiddenGradientEpilogue {
     for (int i = 0; i < 4; ++i) {
       const float2 z0 = unpack<T>(first[i]);
       const float2 z1 = unpack<T>(second[i]);
-      const float gate[2] = {z0.x, pairs ? z1.x : z0.y};
-      const float up[2] = {pairs ? z0.y : z1.x, z1.y};
+      float gate[2] = {z0.x, pairs ? z1.x : z0.y};
+      float up[2] = {pairs ? z0.y : z1.x, z1.y};
       float a[2], dgate[2], dup[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float da = acc[i][c];
+        p.rule.order(gate[c], up[c]);
         const int32_t h = column + 8 * i + 2 * q + c;
         const float gate_bias = biased ? p.rule.bias_at(tile.expert, h, false) : 0.0f;
         const float up_bias = biased ? p.rule.bias_at(tile.expert, h, true) : 0.0f;
@@ -354,6 +365,7 @@ struct HiddenGradientEpilogue {
         dup[c] = da * after * g.dup;
         // d/dweight of weight * row, or of weight * z.
         part += weighted ? dgate[c] * gate[c] + dup[c] * up[c] : da * g.value;
+        p.rule.order(dgate[c], dup[c]);
       }
       activated[i] = pack<T>(a[0], a[1]);
       first[i] = pack<T>(scale * dgate[0], scale * (pairs ? dup[0] : dgate[1]));

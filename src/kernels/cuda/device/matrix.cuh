@@ -2,7 +2,7 @@
 //
 // The 2H columns (or rows) of gate and up have one order inside the kernels: eight of gate, eight
 // of up, and so on ("blocks"), so that one thread holds matching gate and up values after a
-// product. Where a stored parameter alternates gate and up inside a row, that order is kept
+// product; or eight of up first. Where a stored parameter alternates gate and up inside a row, that order is kept
 // ("pairs"). Every stored layout is one of these three pairings.
 #pragma once
 

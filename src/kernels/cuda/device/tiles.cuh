@@ -9,7 +9,7 @@ namespace amoeba::kernels::cuda::device {
 enum class Grouping { kByRows, kByDepth };
 
 // Blocks of rows that are near in time share their expert's weights in the second-level cache.
-inline constexpr int64_t kRasterRows = 16;
+inline constexpr uint32_t kRasterRows = 16;
 
 template <int kColumns>
 __host__ __device__ int64_t num_column_tiles(const GroupedProduct& p) {
@@ -23,27 +23,29 @@ int64_t max_tiles(const GroupedProduct& p, int64_t row_tiles) {
   return p.num_experts * ((p.m + kTileRows - 1) / kTileRows) * num_column_tiles<kColumns>(p);
 }
 
-// Tile number `index` of at most `row_tiles` blocks of rows. False: past the end.
+// Tile number `index` of at most `row_tiles` blocks of rows. False: past the end. Tiles are counted
+// in 32 bits, which max_tiles() is checked for.
 template <Grouping kGrouping, int kColumns>
-__device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t index, Tile* tile) {
-  const int64_t column_tiles = num_column_tiles<kColumns>(p);
+__device__ bool find_tile(const GroupedProduct& p, uint32_t row_tiles, uint32_t index,
+                          Tile* tile) {
+  const auto column_tiles = static_cast<uint32_t>(num_column_tiles<kColumns>(p));
   if constexpr (kGrouping == Grouping::kByDepth) {
-    const int64_t tiles_m = (p.m + kTileRows - 1) / kTileRows;
-    const int64_t in_expert = index % (tiles_m * column_tiles);
-    const int64_t expert = index / (tiles_m * column_tiles);
-    if (expert >= p.num_experts) return false;
+    const auto tiles_m = static_cast<uint32_t>((p.m + kTileRows - 1) / kTileRows);
+    const uint32_t expert = index / (tiles_m * column_tiles);
+    if (expert >= static_cast<uint32_t>(p.num_experts)) return false;
+    const uint32_t in_expert = index - expert * (tiles_m * column_tiles);
     tile->expert = static_cast<int32_t>(expert);
     tile->row = static_cast<int32_t>(in_expert % tiles_m * kTileRows);
     tile->row_end = static_cast<int32_t>(p.m);
     tile->column = static_cast<int32_t>(in_expert / tiles_m * kColumns);
-    tile->depth = p.offsets[tile->expert];
-    tile->depth_end = p.offsets[tile->expert + 1];
+    tile->depth = p.offsets[expert];
+    tile->depth_end = p.offsets[expert + 1];
     return true;
   } else {
-    const int64_t first = index / (kRasterRows * column_tiles) * kRasterRows;
+    const uint32_t first = index / (kRasterRows * column_tiles) * kRasterRows;
     if (first >= row_tiles) return false;
-    const int64_t rows = min(kRasterRows, row_tiles - first);
-    const int64_t in_group = index - first * column_tiles;
+    const uint32_t rows = min(kRasterRows, row_tiles - first);
+    const uint32_t in_group = index - first * column_tiles;
     const int2 found = p.tiles[first + in_group % rows];
     tile->expert = found.x;
     tile->row = found.y;

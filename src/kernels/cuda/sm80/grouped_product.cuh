@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
                          const __grid_constant__ typename Epilogue::Params epilogue) {
   extern __shared__ __align__(128) char shared[];
   Tile tile;
-  const int64_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
+  const uint32_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
   if (!find_tile<kGrouping, Sm80::kColumns>(p, row_tiles, blockIdx.x, &tile)) return;
 
   const int thread = threadIdx.x;
@@ -124,8 +124,9 @@ void launch_sm80(const device::GroupedProduct& p, const typename Epilogue::Param
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   Sm80::kSharedBytes),
              "sm80_grouped_product: shared memory");
-  const unsigned blocks = static_cast<unsigned>(
-      device::max_tiles<kGrouping, Sm80::kColumns>(p, launch.max_tiles));
+  const int64_t tiles = device::max_tiles<kGrouping, Sm80::kColumns>(p, launch.max_tiles);
+  check_tiles(tiles);
+  const unsigned blocks = static_cast<unsigned>(tiles);
   kernel<<<blocks, Sm80::kThreads, Sm80::kSharedBytes, launch.stream>>>(p, epilogue);
   check_launch("sm80_grouped_product");
 }

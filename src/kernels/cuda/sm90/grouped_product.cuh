@@ -1,8 +1,9 @@
-// Grouped products for sm_90a: wgmma fed by a group of four warps that copies with cp.async.
+// Grouped products for sm_90a: wgmma fed by a group of four warps that copies.
 //
 // A persistent block of three groups of four warps on every multiprocessor. Group 0 copies both
-// operands, rows gathered or not, into four stages of 48 KiB (128 x 64 of a, 256 x 64 of b); groups
-// 1 and 2 compute 64 x 256 of c each and store it while group 0 copies for the next tile.
+// operands into four stages of 48 KiB (128 x 64 of a, 256 x 64 of b): rows of tokens, gathered or
+// not, with cp.async, whole experts' weights with the copy engine. Groups 1 and 2 compute 64 x 256
+// of c each and store it while group 0 copies for the next tile.
 // 128 of a computing thread's registers are accumulators.
 #pragma once
 
@@ -10,6 +11,7 @@
 #include "kernels/cuda/device/tiles.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/products.h"
+#include "kernels/cuda/sm90/tensor_map.h"
 #include "kernels/cuda/sm90/wgmma.cuh"
 
 namespace amoeba::kernels::cuda {
@@ -69,32 +71,63 @@ struct Sm90Pipeline {
 
 // ---- group 0
 
+// b of a stage by the copy engine: K-major one box of 256 rows, mn-major four of 64 columns.
+template <bool kMnMajor>
+__device__ void copy_weights(const CUtensorMap& map, Pairing pairing, const Tile& tile,
+                             int32_t depth, uint32_t to, uint32_t barrier) {
+  constexpr int kBoxes = kMnMajor ? Sm90::kColumns / 64 : 1;
+  arrive_expecting(barrier, Sm90::kBytesB);
+#pragma unroll
+  for (int i = 0; i < kBoxes; ++i) {
+    const int32_t column = kMnMajor ? tile.column + 64 * i : depth;
+    const int32_t row = kMnMajor ? depth : tile.column;
+    if (pairing == Pairing::kRowBlocks) {
+      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, 0, 0, row / 16, tile.expert);
+    } else {
+      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, row, tile.expert);
+    }
+  }
+}
+
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping>
-__device__ void copy_tiles(const GroupedProduct& p, int64_t row_tiles, Sm90Pipeline pipeline) {
+__device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_b, uint32_t row_tiles,
+                           Sm90Pipeline pipeline) {
+  constexpr bool kHasMap = kGrouping == Grouping::kByRows;
   const int thread = threadIdx.x;
   Sm90Copy<T, kTileRows, kMnMajorA, true> copy_a;
-  Sm90Copy<T, Sm90::kColumns, kMnMajorB, kGrouping == Grouping::kByDepth> copy_b;
+  Sm90Copy<T, Sm90::kColumns, kMnMajorB, true> copy_b;
   const auto announce = [&](uint32_t step) {
     fence_shared_for_products();
     arrive(pipeline.full(step));
   };
   Tile tile;
-  for (int64_t index = blockIdx.x;
+  for (uint32_t index = blockIdx.x;
        find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
     copy_a.start(p.a, tile.expert, tile.row, tile.row_end, tile.depth_end, thread);
-    copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end, thread);
     copy_a.prepare(p.a, tile.depth);
-    copy_b.prepare(p.b, tile.depth);
+    if constexpr (!kHasMap) {
+      copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end,
+                   thread);
+      copy_b.prepare(p.b, tile.depth);
+    }
     for (int32_t depth = tile.depth; depth < tile.depth_end; depth += Sm90::kDepth) {
       const uint32_t step = pipeline.count++;
       wait(pipeline.empty(step), Sm90Pipeline::parity(step) ^ 1);
       const uint32_t a = pipeline.stage(step);
       const uint32_t b = a + Sm90::kBytesA;
-      copy_b.copy(p.b, depth, [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
-      copy_a.copy(p.a, depth, [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
+      if constexpr (kHasMap) {
+        if (thread == 0) {
+          copy_weights<kMnMajorB>(map_b, p.b.pairing, tile, depth, b, pipeline.full(step));
+        }
+      } else {
+        copy_b.copy(p.b, depth,
+                    [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
+      }
+      copy_a.copy(p.a, depth,
+                  [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
       copy_async_commit();
       copy_a.prepare(p.a, depth + Sm90::kDepth);
-      copy_b.prepare(p.b, depth + Sm90::kDepth);
+      if constexpr (!kHasMap) copy_b.prepare(p.b, depth + Sm90::kDepth);
       if (step >= Sm90::kLag) {
         copy_async_wait<Sm90::kLag>();
         announce(step - Sm90::kLag);
@@ -111,7 +144,7 @@ __device__ void copy_tiles(const GroupedProduct& p, int64_t row_tiles, Sm90Pipel
 
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& epilogue,
-                              int64_t row_tiles, Sm90Pipeline pipeline) {
+                              uint32_t row_tiles, Sm90Pipeline pipeline) {
   const int group = threadIdx.x / Sm90::kGroupThreads - 1;
   const int warp = threadIdx.x / 32 % 4;
   const bool is_first_lane = threadIdx.x % 32 == 0;
@@ -120,7 +153,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
   constexpr uint32_t kAdvanceA = (kMnMajorA ? 16 * 128 : 16 * 2) >> 4;  // 16 of the sum
   constexpr uint32_t kAdvanceB = (kMnMajorB ? 16 * 128 : 16 * 2) >> 4;
   Tile tile;
-  for (int64_t index = blockIdx.x;
+  for (uint32_t index = blockIdx.x;
        find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
     const int32_t first_row = tile.row + 64 * group;
     const uint32_t begin = pipeline.count;
@@ -163,6 +196,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __global__ void __launch_bounds__(Sm90::kThreads, 1)
     sm90_grouped_product(const __grid_constant__ GroupedProduct p,
+                         const __grid_constant__ CUtensorMap map_b,
                          const __grid_constant__ typename Epilogue::Params epilogue) {
   extern __shared__ char shared[];
   Sm90Pipeline pipeline;
@@ -170,17 +204,18 @@ __global__ void __launch_bounds__(Sm90::kThreads, 1)
   pipeline.barriers = pipeline.stages + Sm90::kStages * Sm90::kStageBytes;
   if (threadIdx.x == 0) {
     constexpr int kComputingWarps = 8;
+    constexpr bool kHasMap = kGrouping == Grouping::kByRows;
     for (int stage = 0; stage < Sm90::kStages; ++stage) {
-      init_barrier(pipeline.full(stage), Sm90::kGroupThreads);
+      init_barrier(pipeline.full(stage), Sm90::kGroupThreads + (kHasMap ? 1 : 0));
       init_barrier(pipeline.empty(stage), kComputingWarps);
     }
     fence_shared_for_products();
   }
   __syncthreads();
-  const int64_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
+  const uint32_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
   if (threadIdx.x < Sm90::kGroupThreads) {
     give_registers<Sm90Registers<kGrouping>::kCopy>();
-    copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, row_tiles, pipeline);
+    copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, map_b, row_tiles, pipeline);
   } else {
     take_registers<Sm90Registers<kGrouping>::kCompute>();
     compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, pipeline);
@@ -199,9 +234,16 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Param
                                   Sm90::kSharedBytes),
              "sm90_grouped_product: shared memory");
   const int64_t tiles = device::max_tiles<kGrouping, Sm90::kColumns>(p, launch.max_tiles);
+  check_tiles(tiles);
   const unsigned blocks =
       static_cast<unsigned>(std::min<int64_t>(tiles, launch.multiprocessors));
-  kernel<<<blocks, Sm90::kThreads, Sm90::kSharedBytes, launch.stream>>>(p, epilogue);
+  CUtensorMap map_b = {};
+  if constexpr (kGrouping == device::Grouping::kByRows) {
+    map_b = make_tensor_map(p.b, std::is_same_v<T, device::bf16>, p.num_experts,
+                            kMnMajorB ? p.k : p.n, kMnMajorB ? p.n : p.k,
+                            kMnMajorB ? Sm90::kDepth : Sm90::kColumns);
+  }
+  kernel<<<blocks, Sm90::kThreads, Sm90::kSharedBytes, launch.stream>>>(p, map_b, epilogue);
   check_launch("sm90_grouped_product");
 }
 

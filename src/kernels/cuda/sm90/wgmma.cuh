@@ -17,6 +17,12 @@ __device__ inline void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
+// Also announces bytes that the copy engine will bring.
+__device__ inline void arrive_expecting(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
 // Until the phase of that parity is complete.
 __device__ inline void wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
@@ -27,6 +33,24 @@ __device__ inline void wait(uint32_t barrier, uint32_t parity) {
       "@!done bra again;\n"
       "}\n" ::"r"(barrier),
       "r"(parity)
+      : "memory");
+}
+
+// A box of a tensor map to shared memory; the barrier counts its bytes.
+__device__ inline void copy_box(uint32_t to, const void* map, uint32_t barrier, int32_t c0,
+                                int32_t c1, int32_t c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+__device__ inline void copy_box(uint32_t to, const void* map, uint32_t barrier, int32_t c0,
+                                int32_t c1, int32_t c2, int32_t c3, int32_t c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
 }
 
