@@ -71,8 +71,7 @@ __device__ inline void store_product_chunk(const StoredProduct& z, int64_t row, 
 // 16 columns of a row of z, as stored.
 struct StoredSixteen {
   uint4 low;
-  uint4 high;  // unused for fp8
-  uint32_t exponent;
+  uint4 high;  // fp8: x is the exponent of the scale
 };
 
 template <typename T>
@@ -88,7 +87,7 @@ __device__ inline StoredSixteen load_product(const StoredProduct& z, int64_t row
   } else {
     stored.low = __ldg(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(z.data) +
                                                       row * z.columns + column));
-    stored.exponent = __ldg(z.scales + z.scale_at(row, column));
+    stored.high.x = __ldg(z.scales + z.scale_at(row, column));
   }
   return stored;
 }
@@ -110,7 +109,7 @@ __device__ inline void decode_product(const StoredProduct& z, const StoredSixtee
     word[7] = stored.high.w;
     return;
   }
-  const float scale = __uint_as_float(stored.exponent << 23);
+  const float scale = __uint_as_float(stored.high.x << 23);
   const uint32_t packed[4] = {stored.low.x, stored.low.y, stored.low.z, stored.low.w};
   for (int i = 0; i < 4; ++i) {
     word[2 * i] = decode_fp8<T>(packed[i] & 0xffff, scale);

@@ -68,10 +68,9 @@ struct KMajorCopy {
   static constexpr int kCopies = kTile / kRowStep;
   static_assert(kRowStep % 16 == 0);  // a whole number of blocks of gate and up
 
-  const char* base;  // of the expert; without an index: of the thread's first row
-  int32_t stride;    // of a row; without an index: of kRowStep rows
-  int32_t row[kGathers ? kCopies : 1];  // stored rows, negative: zeros
-  int32_t num_rows;                     // without an index: rows of this thread inside the operand
+  const char* row[kGathers ? kCopies : 1];  // without an index: the thread's first
+  uint32_t valid_rows;                      // a bit a copy
+  int32_t stride;                           // of kRowStep rows; without an index
   int32_t depth_end;
   int row_lane;
   int chunk;
@@ -81,20 +80,23 @@ struct KMajorCopy {
     depth_end = end;
     row_lane = thread / kRowChunks;
     chunk = thread % kRowChunks;
-    base = m.base + expert * m.expert_stride;
+    const char* base = m.base + expert * m.expert_stride;
     const int32_t first = first_row + row_lane;
-    if constexpr (kGathers) {
-      stride = static_cast<int32_t>(m.row_stride);
+    valid_rows = 0;
+    stride = static_cast<int32_t>(m.row_offset(kRowStep));
+    row[0] = base + m.row_offset(first);
 #pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int32_t at = first + i * kRowStep;
-        row[i] = at >= row_end ? -1 : m.row_index != nullptr ? m.row_index[at] : at;
+    for (int i = 0; i < kCopies; ++i) {
+      int32_t at = first + i * kRowStep;
+      bool valid = at < row_end;
+      if constexpr (kGathers) {
+        if (valid && m.row_index != nullptr) {
+          at = m.row_index[at];
+          valid = at >= 0;
+        }
+        row[i] = valid ? base + at * m.row_stride : base;
       }
-    } else {
-      stride = static_cast<int32_t>(m.row_offset(kRowStep));
-      base += m.row_offset(first);
-      const int32_t left = row_end - first;
-      num_rows = left <= 0 ? 0 : min((left - 1) / kRowStep + 1, kCopies);
+      valid_rows |= (valid ? 1u : 0u) << i;
     }
   }
 
@@ -104,14 +106,14 @@ struct KMajorCopy {
   template <typename Place>
   __device__ void copy(const Matrix& m, int32_t depth, const Place& place) const {
     const int32_t column = depth + chunk * 8;
-    const bool in_depth = column < depth_end;
-    const char* from = base + m.column_offset(column, sizeof(T));
+    const int64_t offset = m.column_offset(column, sizeof(T));
+    const uint32_t valid = column < depth_end ? valid_rows : 0;
+    const char* from = row[0] + offset;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const bool valid = in_depth && (kGathers ? row[kGathers ? i : 0] >= 0 : i < num_rows);
-      const char* at = kGathers ? from + int64_t{max(row[kGathers ? i : 0], 0)} * stride : from;
-      copy_async(place(row_lane + i * kRowStep, chunk), at, valid);
-      from += kGathers ? 0 : stride;
+      if constexpr (kGathers) from = row[i] + offset;
+      copy_async(place(row_lane + i * kRowStep, chunk), from, (valid >> i & 1) != 0);
+      from += stride;
     }
   }
 };

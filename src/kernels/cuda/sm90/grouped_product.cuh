@@ -37,8 +37,8 @@ struct Sm90 {
 // Registers of a thread that copies and one that computes; together what the block starts with.
 template <Grouping kGrouping>
 struct Sm90Registers {
-  static constexpr int kCopy = kGrouping == Grouping::kByRows ? 72 : 104;
-  static constexpr int kCompute = kGrouping == Grouping::kByRows ? 216 : 200;
+  static constexpr int kCopy = kGrouping == Grouping::kByRows ? 56 : 104;
+  static constexpr int kCompute = kGrouping == Grouping::kByRows ? 224 : 200;
   static_assert(kCopy + 2 * kCompute <= 3 * 168);
 };
 
@@ -187,7 +187,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     }
     wait_products<0>();
     if (end > begin && is_first_lane) arrive(pipeline.empty(end - 1));
-    run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+    run_epilogue<Epilogue, 4, !std::is_empty_v<typename Epilogue::Ahead>>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
       return Place{first_row + 16 * warp, tile.column + kPieceColumns * i};
     });
   }
