@@ -187,7 +187,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     }
     wait_products<0>();
     if (end > begin && is_first_lane) arrive(pipeline.empty(end - 1));
-    run_epilogue<Epilogue, 4, !std::is_empty_v<typename Epilogue::Ahead>>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+    run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
       return Place{first_row + 16 * warp, tile.column + kPieceColumns * i};
     });
   }
