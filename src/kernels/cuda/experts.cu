@@ -353,6 +353,7 @@ class Call {
     device::GroupedProduct p = product(rows_a, rows_b);
     p.m = m;
     p.n = n;
+    p.k = sizes_.num_rows;
     if (sizes_.num_experts > 0) products_.weight_gradient(p, epilogue, launch(true));
   }
 

@@ -2,7 +2,8 @@
 // kStrip columns in the fragment order that mma.m16n8 and wgmma share: lane l holds, of each of the
 // 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
 //
-// `ahead` reads what a strip needs, before or while the one before is computed. Code is straight-line, so
+// `prefetch` brings what the epilogue of a tile will read to the second-level cache, `ahead` reads
+// what a strip needs, before or while the one before is computed. Code is straight-line, so
 // one copy of it serves every strip, and options are selects where they can be.
 //
 // Legend: H expert hidden width; z [R, 2H] what is kept of gate and up, in the order of blocks or
@@ -13,6 +14,7 @@
 #include "activation.cuh"
 #include "element.cuh"
 #include "matrix.cuh"
+#include "ptx.cuh"
 
 namespace amoeba::kernels::cuda::device {
 
@@ -186,6 +188,7 @@ struct RowsEpilogue {
     int64_t bias_stride = 0;
   };
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
   static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
 
@@ -230,6 +233,7 @@ struct UpEpilogue {
     T* activated = nullptr;  // [R, H]; nullptr: not wanted
   };
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
   static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
 
@@ -322,6 +326,21 @@ struct HiddenGradientEpilogue {
     int64_t num_parts = 0;
   };
 
+  // By `num_threads` threads, for `columns` columns of the tile.
+  static __device__ void prefetch(const Params& p, const Tile& tile, int32_t n, int columns,
+                                  int thread, int num_threads) {
+    constexpr int kLine = 128;
+    const int bytes = p.z.scales == nullptr ? 2 : 1;
+    const int row_lines = 2 * columns * bytes / kLine;
+    const int32_t used = 2 * (n - tile.column) * bytes;  // bytes of a row from the tile's start on
+    for (int i = thread; i < kTileRows * row_lines; i += num_threads) {
+      const int32_t row = tile.row + i / row_lines;
+      const int32_t at = i % row_lines * kLine;
+      if (row >= tile.row_end || at >= used) continue;
+      prefetch_line(static_cast<const char*>(p.z.data) +
+                    (row * p.z.columns + 2 * tile.column) * bytes + at);
+    }
+  }
   using Ahead = StoredSixteen;
 
   static __device__ Ahead ahead(const Params& p, const Tile& tile, int32_t n, int32_t row,
@@ -438,6 +457,7 @@ struct WeightGradientEpilogue {
     }
   };
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
   static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
 

@@ -11,6 +11,10 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+__device__ inline void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // ---- sm_80: copies and products of a warp
 
 // 16 bytes to shared memory; zeros when not valid, and then nothing is read.

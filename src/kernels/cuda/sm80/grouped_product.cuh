@@ -70,6 +70,8 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
     copy_async_commit();
   };
 
+  Epilogue::prefetch(epilogue, tile, static_cast<int32_t>(p.n), Sm80::kColumns, thread,
+                     Sm80::kThreads);
   float acc[4][8][4] = {};
   copy_a.prepare(p.a, tile.depth);
   copy_b.prepare(p.b, tile.depth);

@@ -71,28 +71,28 @@ struct Sm90Pipeline {
 
 // ---- group 0
 
-// b of a stage by the copy engine: K-major one box of 256 rows, mn-major four of 64 columns.
-template <bool kMnMajor>
-__device__ void copy_weights(const CUtensorMap& map, Pairing pairing, const Tile& tile,
-                             int32_t depth, uint32_t to, uint32_t barrier) {
-  constexpr int kBoxes = kMnMajor ? Sm90::kColumns / 64 : 1;
-  arrive_expecting(barrier, Sm90::kBytesB);
+// kColumns (mn-major) or 256 rows (k-major) of an operand of a stage by the copy engine.
+template <bool kMnMajor, int kColumns>
+__device__ void copy_boxes(const CUtensorMap& map, Pairing pairing, int32_t expert, int32_t first,
+                           int32_t depth, uint32_t to, uint32_t barrier) {
 #pragma unroll
-  for (int i = 0; i < kBoxes; ++i) {
-    const int32_t column = kMnMajor ? tile.column + 64 * i : depth;
-    const int32_t row = kMnMajor ? depth : tile.column;
+  for (int i = 0; i < (kMnMajor ? kColumns / 64 : 1); ++i) {
+    const int32_t column = kMnMajor ? first + 64 * i : depth;
+    const int32_t row = kMnMajor ? depth : first;
     if (pairing == Pairing::kRowBlocks) {
-      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, 0, 0, row / 16, tile.expert);
+      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, 0, 0, row / 16, expert);
     } else {
-      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, row, tile.expert);
+      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, row, expert);
     }
   }
 }
 
+// By depth, rows past an expert's end are another's or nobody's: only whole steps may come by the
+// copy engine, and only rows without an index.
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping>
-__device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_b, uint32_t row_tiles,
-                           Sm90Pipeline pipeline) {
-  constexpr bool kHasMap = kGrouping == Grouping::kByRows;
+__device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
+                           const CUtensorMap& map_b, uint32_t row_tiles, Sm90Pipeline pipeline) {
+  constexpr bool kByDepth = kGrouping == Grouping::kByDepth;
   const int thread = threadIdx.x;
   Sm90Copy<T, kTileRows, kMnMajorA, true> copy_a;
   Sm90Copy<T, Sm90::kColumns, kMnMajorB, true> copy_b;
@@ -105,7 +105,7 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_b, ui
        find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
     copy_a.start(p.a, tile.expert, tile.row, tile.row_end, tile.depth_end, thread);
     copy_a.prepare(p.a, tile.depth);
-    if constexpr (!kHasMap) {
+    if constexpr (kByDepth) {
       copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end,
                    thread);
       copy_b.prepare(p.b, tile.depth);
@@ -115,19 +115,35 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_b, ui
       wait(pipeline.empty(step), Sm90Pipeline::parity(step) ^ 1);
       const uint32_t a = pipeline.stage(step);
       const uint32_t b = a + Sm90::kBytesA;
-      if constexpr (kHasMap) {
-        if (thread == 0) {
-          copy_weights<kMnMajorB>(map_b, p.b.pairing, tile, depth, b, pipeline.full(step));
+      const bool is_whole = kByDepth && depth + Sm90::kDepth <= tile.depth_end;
+      const bool boxes_a = is_whole && p.a.row_index == nullptr;
+      const bool boxes_b = !kByDepth || (is_whole && p.b.row_index == nullptr);
+      if (thread == 0) {
+        const uint32_t full = pipeline.full(step);
+        arrive_expecting(full, (boxes_a ? Sm90::kBytesA : 0) + (boxes_b ? Sm90::kBytesB : 0));
+        if (boxes_b) {
+          copy_boxes<kMnMajorB, Sm90::kColumns>(map_b, p.b.pairing, kByDepth ? 0 : tile.expert,
+                                                tile.column, depth, b, full);
         }
-      } else {
-        copy_b.copy(p.b, depth,
-                    [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
+        if constexpr (kByDepth) {
+          if (boxes_a) {
+            copy_boxes<kMnMajorA, kTileRows>(map_a, Pairing::kNone, 0, tile.row, depth, a, full);
+          }
+        }
       }
-      copy_a.copy(p.a, depth,
-                  [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
+      if constexpr (kByDepth) {
+        if (!boxes_b) {
+          copy_b.copy(p.b, depth,
+                      [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
+        }
+      }
+      if (!boxes_a) {
+        copy_a.copy(p.a, depth,
+                    [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
+      }
       copy_async_commit();
       copy_a.prepare(p.a, depth + Sm90::kDepth);
-      if constexpr (!kHasMap) copy_b.prepare(p.b, depth + Sm90::kDepth);
+      if constexpr (kByDepth) copy_b.prepare(p.b, depth + Sm90::kDepth);
       if (step >= Sm90::kLag) {
         copy_async_wait<Sm90::kLag>();
         announce(step - Sm90::kLag);
@@ -166,6 +182,8 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
       }
       continue;
     }
+    Epilogue::prefetch(epilogue, tile, static_cast<int32_t>(p.n), Sm90::kColumns,
+                       threadIdx.x - Sm90::kGroupThreads, 2 * Sm90::kGroupThreads);
     float acc[4][8][4];
     if (begin == end) {
 #pragma unroll
@@ -196,6 +214,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __global__ void __launch_bounds__(Sm90::kThreads, 1)
     sm90_grouped_product(const __grid_constant__ GroupedProduct p,
+                         const __grid_constant__ CUtensorMap map_a,
                          const __grid_constant__ CUtensorMap map_b,
                          const __grid_constant__ typename Epilogue::Params epilogue) {
   extern __shared__ char shared[];
@@ -204,9 +223,8 @@ __global__ void __launch_bounds__(Sm90::kThreads, 1)
   pipeline.barriers = pipeline.stages + Sm90::kStages * Sm90::kStageBytes;
   if (threadIdx.x == 0) {
     constexpr int kComputingWarps = 8;
-    constexpr bool kHasMap = kGrouping == Grouping::kByRows;
     for (int stage = 0; stage < Sm90::kStages; ++stage) {
-      init_barrier(pipeline.full(stage), Sm90::kGroupThreads + (kHasMap ? 1 : 0));
+      init_barrier(pipeline.full(stage), Sm90::kGroupThreads + 1);
       init_barrier(pipeline.empty(stage), kComputingWarps);
     }
     fence_shared_for_products();
@@ -215,7 +233,7 @@ __global__ void __launch_bounds__(Sm90::kThreads, 1)
   const uint32_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
   if (threadIdx.x < Sm90::kGroupThreads) {
     give_registers<Sm90Registers<kGrouping>::kCopy>();
-    copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, map_b, row_tiles, pipeline);
+    copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, map_a, map_b, row_tiles, pipeline);
   } else {
     take_registers<Sm90Registers<kGrouping>::kCompute>();
     compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, pipeline);
@@ -237,13 +255,17 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Param
   check_tiles(tiles);
   const unsigned blocks =
       static_cast<unsigned>(std::min<int64_t>(tiles, launch.multiprocessors));
+  constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
+  CUtensorMap map_a = {};
   CUtensorMap map_b = {};
   if constexpr (kGrouping == device::Grouping::kByRows) {
-    map_b = make_tensor_map(p.b, std::is_same_v<T, device::bf16>, p.num_experts,
-                            kMnMajorB ? p.k : p.n, kMnMajorB ? p.n : p.k,
-                            kMnMajorB ? Sm90::kDepth : Sm90::kColumns);
+    map_b = make_tensor_map(p.b, kIsBf16, p.num_experts, kMnMajorB ? p.k : p.n,
+                            kMnMajorB ? p.n : p.k, kMnMajorB ? Sm90::kDepth : Sm90::kColumns);
+  } else if (p.k > 0) {
+    map_a = make_tensor_map(p.a, kIsBf16, 1, p.k, p.m, Sm90::kDepth);
+    map_b = make_tensor_map(p.b, kIsBf16, 1, p.k, p.n, Sm90::kDepth);
   }
-  kernel<<<blocks, Sm90::kThreads, Sm90::kSharedBytes, launch.stream>>>(p, map_b, epilogue);
+  kernel<<<blocks, Sm90::kThreads, Sm90::kSharedBytes, launch.stream>>>(p, map_a, map_b, epilogue);
   check_launch("sm90_grouped_product");
 }
 

@@ -31,9 +31,10 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
       {size(columns), size(rows), size(num_experts), 1, 1},
       {size(columns), 8, 2, size(rows / 16), size(num_experts)}};
   const cuuint64_t strides[2][4] = {
-      {size(matrix.row_stride), size(matrix.expert_stride), 0, 0},
+      {size(matrix.row_stride), size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride), 0,
+       0},
       {size(matrix.row_stride), size(matrix.up_offset), size(8 * matrix.row_stride),
-       size(matrix.expert_stride)}};
+       size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride)}};
   const cuuint32_t boxes[2][5] = {{64, static_cast<cuuint32_t>(box_rows), 1, 1, 1},
                                   {64, 8, 2, static_cast<cuuint32_t>(box_rows / 16), 1}};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
