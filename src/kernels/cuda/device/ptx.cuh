@@ -11,6 +11,14 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// kTag makes two of these different to the compiler.
+template <int kTag>
+__device__ inline void store_shared(uint32_t to, const float (&value)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4}; // %5" ::"r"(to), "f"(value[0]),
+               "f"(value[1]), "f"(value[2]), "f"(value[3]), "n"(kTag)
+               : "memory");
+}
+
 __device__ inline void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }

@@ -110,9 +110,11 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
     }
   }
   copy_async_wait<0>();
-  run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
-    return Place{tile.row + warp_row + 16 * i, tile.column + warp_column};
-  });
+  __syncthreads();  // no warp reads the stages any more
+  const auto stage = reinterpret_cast<float4(*)[32]>(shared + thread / 32 * kStageBytes);
+  run_epilogue<Epilogue, false>(
+      epilogue, tile, static_cast<int32_t>(p.n), acc, stage,
+      [&](int i) { return Place{tile.row + warp_row + 16 * i, tile.column + warp_column}; });
 }
 
 }  // namespace device
@@ -141,12 +143,21 @@ void launch_sm80_by_rows(const device::GroupedProduct& p, const typename Epilogu
                     : launch_sm80<T, false, false, kByRows, Epilogue>(p, epilogue, launch);
 }
 
+// Up and hidden gradient: the plain case has its own code.
+template <typename T, template <typename, bool> typename Epilogue>
+void launch_sm80_gated(const device::GroupedProduct& p,
+                       const typename Epilogue<T, true>::Params& epilogue,
+                       const ProductLaunch& launch) {
+  epilogue.rule.is_plain() ? launch_sm80_by_rows<T, Epilogue<T, true>>(p, epilogue, launch)
+                           : launch_sm80_by_rows<T, Epilogue<T, false>>(p, epilogue, launch);
+}
+
 template <typename T>
 const Products<T>& sm80_products() {
   static const Products<T> products = {
       launch_sm80_by_rows<T, device::RowsEpilogue<T>>,
-      launch_sm80_by_rows<T, device::UpEpilogue<T>>,
-      launch_sm80_by_rows<T, device::HiddenGradientEpilogue<T>>,
+      launch_sm80_gated<T, device::UpEpilogue>,
+      launch_sm80_gated<T, device::HiddenGradientEpilogue>,
       launch_sm80<T, true, true, device::Grouping::kByDepth, device::WeightGradientEpilogue<T>>,
   };
   return products;

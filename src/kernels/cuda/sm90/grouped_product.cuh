@@ -24,11 +24,14 @@ struct Sm90 {
   static constexpr int kStages = 4;
   static constexpr int kGroupThreads = 128;
   static constexpr int kThreads = 3 * kGroupThreads;
+  static constexpr int kComputingWarps = 8;
   static constexpr int kBytesA = kTileRows * kDepth * 2;
   static constexpr int kBytesB = kColumns * kDepth * 2;
   static constexpr int kStageBytes = kBytesA + kBytesB;
   static constexpr int kBlockBytes = 64 * kDepth * 2;  // 64 columns of an mn-major operand
-  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kStages * 8;
+  static constexpr int kBarrierBytes = 1024;
+  static constexpr int kSharedBytes =
+      1024 + kStages * kStageBytes + kBarrierBytes + kComputingWarps * device::kStageBytes;
   // A copying thread says that a stage is full when its copies of that stage have landed, this many
   // stages later: so many are under way.
   static constexpr int kLag = 2;
@@ -160,7 +163,9 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
 
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& epilogue,
-                              uint32_t row_tiles, Sm90Pipeline pipeline) {
+                              uint32_t row_tiles, Sm90Pipeline pipeline, char* stages) {
+  const auto stage = reinterpret_cast<float4(*)[32]>(
+      stages + (threadIdx.x / 32 - Sm90::kGroupThreads / 32) * kStageBytes);
   const int group = threadIdx.x / Sm90::kGroupThreads - 1;
   const int warp = threadIdx.x / 32 % 4;
   const bool is_first_lane = threadIdx.x % 32 == 0;
@@ -205,7 +210,7 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     }
     wait_products<0>();
     if (end > begin && is_first_lane) arrive(pipeline.empty(end - 1));
-    run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+    run_epilogue<Epilogue, true>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
       return Place{first_row + 16 * warp, tile.column + kPieceColumns * i};
     });
   }
@@ -222,10 +227,9 @@ __global__ void __launch_bounds__(Sm90::kThreads, 1)
   pipeline.stages = (shared_address(shared) + 1023) / 1024 * 1024;
   pipeline.barriers = pipeline.stages + Sm90::kStages * Sm90::kStageBytes;
   if (threadIdx.x == 0) {
-    constexpr int kComputingWarps = 8;
     for (int stage = 0; stage < Sm90::kStages; ++stage) {
       init_barrier(pipeline.full(stage), Sm90::kGroupThreads + 1);
-      init_barrier(pipeline.empty(stage), kComputingWarps);
+      init_barrier(pipeline.empty(stage), Sm90::kComputingWarps);
     }
     fence_shared_for_products();
   }
@@ -236,7 +240,9 @@ __global__ void __launch_bounds__(Sm90::kThreads, 1)
     copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, map_a, map_b, row_tiles, pipeline);
   } else {
     take_registers<Sm90Registers<kGrouping>::kCompute>();
-    compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, pipeline);
+    compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(
+        p, epilogue, row_tiles, pipeline,
+        shared + (pipeline.barriers - shared_address(shared)) + Sm90::kBarrierBytes);
   }
 }
 
@@ -277,12 +283,21 @@ void launch_sm90_by_rows(const device::GroupedProduct& p, const typename Epilogu
                     : launch_sm90<T, false, false, kByRows, Epilogue>(p, epilogue, launch);
 }
 
+// Up and hidden gradient: the plain case has its own code.
+template <typename T, template <typename, bool> typename Epilogue>
+void launch_sm90_gated(const device::GroupedProduct& p,
+                       const typename Epilogue<T, true>::Params& epilogue,
+                       const ProductLaunch& launch) {
+  epilogue.rule.is_plain() ? launch_sm90_by_rows<T, Epilogue<T, true>>(p, epilogue, launch)
+                           : launch_sm90_by_rows<T, Epilogue<T, false>>(p, epilogue, launch);
+}
+
 template <typename T>
 const Products<T>& sm90_products() {
   static const Products<T> products = {
       launch_sm90_by_rows<T, device::RowsEpilogue<T>>,
-      launch_sm90_by_rows<T, device::UpEpilogue<T>>,
-      launch_sm90_by_rows<T, device::HiddenGradientEpilogue<T>>,
+      launch_sm90_gated<T, device::UpEpilogue>,
+      launch_sm90_gated<T, device::HiddenGradientEpilogue>,
       launch_sm90<T, true, true, device::Grouping::kByDepth, device::WeightGradientEpilogue<T>>,
   };
   return products;
