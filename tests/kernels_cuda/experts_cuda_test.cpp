@@ -113,7 +113,8 @@ TEST(CudaVariants, KeepTheRowRule) {
       for (const Variant& variant : cuda::variants()) {
         if (!refusal(variant, c, dtype).empty()) continue;
         const KernelResults actual = run_cuda(variant.name, c, dtype, p.values, p.previous);
-        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact, kFp32Ulps), "") << variant.name << " " << c;
+        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact, kFp32Ulps), "")
+            << variant.name << " " << c;
         ++num_run;
       }
     }
@@ -131,7 +132,8 @@ TEST(CudaVariants, ComputeIntegersToTheBit) {
     });
     std::vector<ExactProblem> problems(cases.size());
     in_parallel(cases.size(), [&](size_t i) {
-      problems[i] = make_exact_problem(cases[i], make_previous(cases[i], cases[i].gradient_dtype(dtype)));
+      problems[i] =
+          make_exact_problem(cases[i], make_previous(cases[i], cases[i].gradient_dtype(dtype)));
     });
     for (size_t i = 0; i < cases.size(); ++i) {
       const KernelCase& c = cases[i];
@@ -261,9 +263,9 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
       for (int left_out = 0; left_out < 8; ++left_out) {
         DeviceExperts experts(c, dtype, values, previous, variant.name);
         kernels::ExpertsGradients& g = experts.gradients();
-        kernels::View* views[] = {&g.dx,       &g.dscores,          &g.dgate_up[0],
+        kernels::View* views[] = {&g.dx,          &g.dscores,          &g.dgate_up[0],
                                   &g.dgate_up[1], &g.dgate_up_bias[0], &g.dgate_up_bias[1],
-                                  &g.ddown,    &g.ddown_bias};
+                                  &g.ddown,       &g.ddown_bias};
         if (views[left_out]->data == nullptr) continue;
         views[left_out]->data = nullptr;
         experts.forward(nullptr);
@@ -271,9 +273,14 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
         const KernelResults some = experts.results();
         const bool both_in_one = c.options.layout != kernels::GateUpLayout::kSeparate;
         const std::vector<size_t> unwritten[] = {
-            {1}, {2}, both_in_one ? std::vector<size_t>{3, 4} : std::vector<size_t>{3},
-            {4}, both_in_one ? std::vector<size_t>{6, 7} : std::vector<size_t>{6},
-            {7}, {5}, {8}};
+            {1},
+            {2},
+            both_in_one ? std::vector<size_t>{3, 4} : std::vector<size_t>{3},
+            {4},
+            both_in_one ? std::vector<size_t>{6, 7} : std::vector<size_t>{6},
+            {7},
+            {5},
+            {8}};
         for (size_t at = 1; at < KernelResults::kCount; ++at) {
           const auto& list = unwritten[left_out];
           if (std::find(list.begin(), list.end(), at) != list.end()) continue;

@@ -107,7 +107,8 @@ struct Implementation {
   const Products<fp16>& (*products_fp16)();
 };
 
-const Implementation kImplementations[] = {  // best first
+const Implementation kImplementations[] = {
+    // best first
     {{"sm90", "warp groups that copy and warp groups that compute with wgmma, bf16 and fp16",
       refuse_sm90},
      sm90_products<bf16>,
@@ -248,8 +249,8 @@ class Call {
     device::GateUpRule<T> rule;
     rule.activation.clamped = clamped;
     rule.activation.alpha = clamped ? static_cast<float>(options_.alpha) : 1.0f;
-    rule.activation.limit = clamped ? static_cast<float>(options_.limit)
-                                    : std::numeric_limits<float>::infinity();
+    rule.activation.limit =
+        clamped ? static_cast<float>(options_.limit) : std::numeric_limits<float>::infinity();
     rule.activation.shift = clamped ? 1.0f : 0.0f;
     rule.bias[0] = static_cast<const T*>(weights_.gate_bias.data);
     rule.bias[1] = static_cast<const T*>(weights_.up_bias.data);
@@ -337,8 +338,8 @@ class Call {
     if (gradients.dscores.data != nullptr) epilogue.score_parts = scratch.score_parts;
     epilogue.num_parts = num_score_parts(sizes_);
     products_.hidden_gradient(p, epilogue, launch(!down_.transposed));
-    const bool wants_bias = gradients.dgate_up_bias[0].data != nullptr ||
-                            gradients.dgate_up_bias[1].data != nullptr;
+    const bool wants_bias =
+        gradients.dgate_up_bias[0].data != nullptr || gradients.dgate_up_bias[1].data != nullptr;
     if (scratch.dpre == nullptr || !wants_bias) return;
     // Bias gradients alone are not weighted before the experts: rare enough for a second pass.
     epilogue.dz = static_cast<T*>(scratch.dpre);
@@ -483,7 +484,8 @@ void check_gradient_views(const ExpertsGradients& gradients, const ExpertsArgume
   const Matrices weights = parameters_of(arguments, options);
   AMOEBA_CHECK(out.gate.data == nullptr || stored_gate_up(out.gate, out.up).pairs ==
                                                stored_gate_up(weights.gate, weights.up).pairs,
-               kOperation, ": dgate_up is interleaved inside rows and gate_up is not, or vice versa");
+               kOperation,
+               ": dgate_up is interleaved inside rows and gate_up is not, or vice versa");
 }
 
 }  // namespace

@@ -36,7 +36,9 @@ std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_s
                matrix.stride[2], ")");
   }
   if (!is_aligned(matrix.data, matrix.stride[0], row_stride, matrix.dtype)) {
-    return cat(name, " is not aligned to 16 bytes in its start and strides, or its rows are more than 64 MiB apart");
+    return cat(name,
+               " is not aligned to 16 bytes in its start and strides, or its rows are more than 64 "
+               "MiB apart");
   }
   return "";
 }

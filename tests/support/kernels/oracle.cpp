@@ -216,8 +216,7 @@ std::array<int64_t, KernelResults::kCount> widths_of(const KernelCase& c) {
 }
 
 std::string compare_rows(const KernelCase& kernel_case, DType dtype, const KernelResults& actual,
-                         const KernelResults& plain, const KernelResults& exact,
-                         double fp32_ulps) {
+                         const KernelResults& plain, const KernelResults& exact, double fp32_ulps) {
   return for_each_tensor(actual, exact, [&](size_t tensor, const auto& got, const auto& want) {
     const std::vector<double>& simple = *plain.list()[tensor];
     const int64_t width = widths_of(kernel_case)[tensor];

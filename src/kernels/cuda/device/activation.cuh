@@ -4,8 +4,8 @@
 
 namespace amoeba::kernels::cuda::device {
 
-// silu(gate) * up: alpha 1, shift 0 and an infinite limit. gpt-oss's form: its alpha and limit, shift
-// 1.
+// silu(gate) * up: alpha 1, shift 0 and an infinite limit. gpt-oss's form: its alpha and limit,
+// shift 1.
 struct ActivationRule {
   bool clamped = false;
   float alpha = 1;

@@ -1,6 +1,6 @@
-// What happens to a product before it leaves the registers. Every epilogue takes strips of 8 rows by
-// kStrip columns in the fragment order that mma.m16n8 and wgmma share: lane l holds, of each of the
-// 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
+// What happens to a product before it leaves the registers. Every epilogue takes strips of 8 rows
+// by kStrip columns in the fragment order that mma.m16n8 and wgmma share: lane l holds, of each of
+// the 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
 //
 // `prefetch` brings what the epilogue of a tile will read to the second-level cache, `ahead` reads
 // what a strip needs, before or while the one before is computed. Code is straight-line, so
@@ -96,8 +96,8 @@ __device__ inline StoredSixteen load_product(const StoredProduct& z, int64_t row
 
 template <typename T>
 __device__ inline uint32_t decode_fp8(uint32_t pair, float scale) {
-  const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair),
-                                                     __NV_E4M3);
+  const __half2_raw raw =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
   const float2 value = __half22float2(__half2(raw));
   return pack<T>(value.x * scale, value.y * scale);
 }
@@ -148,8 +148,8 @@ struct GateUpRule {
     return static_cast<float>(bias[up ? 1 : 0][expert * bias_expert_stride + h * bias_stride]);
   }
   // Of h0 + 8 i + offset and the next `step` away: gate, up.
-  __device__ void load_bias(int64_t expert, int64_t h0, int offset, int step,
-                            float (&gate)[4][2], float (&up)[4][2]) const {
+  __device__ void load_bias(int64_t expert, int64_t h0, int offset, int step, float (&gate)[4][2],
+                            float (&up)[4][2]) const {
     if (bias[0] == nullptr) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -187,15 +187,17 @@ struct RowsEpilogue {
 
   struct Params {
     char* out = nullptr;
-    int64_t row_stride = 0;  // bytes
-    const T* bias = nullptr;  // [E, n]; nullptr: none
+    int64_t row_stride = 0;          // bytes
+    const T* bias = nullptr;         // [E, n]; nullptr: none
     int64_t bias_expert_stride = 0;  // elements
     int64_t bias_stride = 0;
   };
 
   static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
@@ -244,7 +246,9 @@ struct UpEpilogue {
 
   static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
@@ -254,7 +258,8 @@ struct UpEpilogue {
     const bool in_rows = row < tile.row_end;
     const int32_t h0 = column / 2;
     float gate_bias[4][2] = {}, up_bias[4][2] = {};
-    if (!kPlain) p.rule.load_bias(tile.expert, h0, pairs ? q : 2 * q, pairs ? 4 : 1, gate_bias, up_bias);
+    if (!kPlain)
+      p.rule.load_bias(tile.expert, h0, pairs ? q : 2 * q, pairs ? 4 : 1, gate_bias, up_bias);
     const float weight = in_rows && weighted ? p.rule.row_weight[row] : 1.0f;
     uint32_t word[4];
     // Registers of h (c = 0, 1) in blocks 2 i and 2 i + 1: [gate gate | up up] or, in pairs,
@@ -471,7 +476,9 @@ struct WeightGradientEpilogue {
 
   static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {

@@ -26,8 +26,7 @@ int64_t max_tiles(const GroupedProduct& p, int64_t row_tiles) {
 // Tile number `index` of at most `row_tiles` blocks of rows. False: past the end. Tiles are counted
 // in 32 bits, which max_tiles() is checked for.
 template <Grouping kGrouping, int kColumns>
-__device__ bool find_tile(const GroupedProduct& p, uint32_t row_tiles, uint32_t index,
-                          Tile* tile) {
+__device__ bool find_tile(const GroupedProduct& p, uint32_t row_tiles, uint32_t index, Tile* tile) {
   const auto column_tiles = static_cast<uint32_t>(num_column_tiles<kColumns>(p));
   if constexpr (kGrouping == Grouping::kByDepth) {
     const auto tiles_m = static_cast<uint32_t>((p.m + kTileRows - 1) / kTileRows);
@@ -59,8 +58,8 @@ __device__ bool find_tile(const GroupedProduct& p, uint32_t row_tiles, uint32_t 
 
 // Copies a tile of `kTile` rows of an operand by kDepth columns of the sum, whose rows are stored
 // with the sum's columns next to each other ("k-major"). A row is kDepth / 8 chunks. kGathers: rows
-// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are equally
-// far apart in every pairing.
+// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are
+// equally far apart in every pairing.
 template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct KMajorCopy {
   static constexpr int kRowChunks = kDepth / 8;
@@ -164,7 +163,8 @@ struct MnMajorCopy {
       if (is_gathered) {
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
-          copy_async(place(first + i, chunk), column + int64_t{max(index[i], 0)} * stride, index[i] >= 0);
+          copy_async(place(first + i, chunk), column + int64_t{max(index[i], 0)} * stride,
+                     index[i] >= 0);
         }
         return;
       }

@@ -62,8 +62,10 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
       const int32_t depth = tile.depth + step * Sm80::kDepth;
       const uint32_t a = base + step % Sm80::kStages * 2 * Sm80::kOperandBytes;
       const uint32_t b = a + Sm80::kOperandBytes;
-      copy_a.copy(p.a, depth, [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
-      copy_b.copy(p.b, depth, [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
+      copy_a.copy(p.a, depth,
+                  [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
+      copy_b.copy(p.b, depth,
+                  [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
       copy_a.prepare(p.a, depth + Sm80::kDepth);
       copy_b.prepare(p.b, depth + Sm80::kDepth);
     }
@@ -89,18 +91,18 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
       for (int i = 0; i < 4; ++i) {  // matrices: row halves first, then halves of the sum
         const int row = warp_row + 16 * i + (lane >> 3 & 1) * 8;
         const int k = part * 16 + (lane >> 4) * 8;
-        load_matrices<kMnMajorA>(
-            fragment_a[i], kMnMajorA ? sm80_place<true>(a, k + (lane & 7), row / 8)
-                                     : sm80_place<false>(a, row + (lane & 7), k / 8));
+        load_matrices<kMnMajorA>(fragment_a[i],
+                                 kMnMajorA ? sm80_place<true>(a, k + (lane & 7), row / 8)
+                                           : sm80_place<false>(a, row + (lane & 7), k / 8));
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {  // matrices: halves of the sum first, then column halves
         uint32_t fragment_b[4];
         const int column = warp_column + 16 * j + (lane >> 4) * 8;
         const int k = part * 16 + (lane >> 3 & 1) * 8;
-        load_matrices<kMnMajorB>(
-            fragment_b, kMnMajorB ? sm80_place<true>(b, k + (lane & 7), column / 8)
-                                  : sm80_place<false>(b, column + (lane & 7), k / 8));
+        load_matrices<kMnMajorB>(fragment_b,
+                                 kMnMajorB ? sm80_place<true>(b, k + (lane & 7), column / 8)
+                                           : sm80_place<false>(b, column + (lane & 7), k / 8));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           multiply_warp<T>(acc[i][2 * j], fragment_a[i], fragment_b[0], fragment_b[1]);
@@ -112,9 +114,9 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
   copy_async_wait<0>();
   __syncthreads();  // no warp reads the stages any more
   const auto stage = reinterpret_cast<float4(*)[32]>(shared + thread / 32 * kStageBytes);
-  run_epilogue<Epilogue, false>(
-      epilogue, tile, static_cast<int32_t>(p.n), acc, stage,
-      [&](int i) { return Place{tile.row + warp_row + 16 * i, tile.column + warp_column}; });
+  run_epilogue<Epilogue, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
+    return Place{tile.row + warp_row + 16 * i, tile.column + warp_column};
+  });
 }
 
 }  // namespace device
@@ -123,11 +125,10 @@ template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping
 void launch_sm80(const device::GroupedProduct& p, const typename Epilogue::Params& epilogue,
                  const ProductLaunch& launch) {
   using device::Sm80;
-  const auto kernel =
-      device::sm80_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  Sm80::kSharedBytes),
-             "sm80_grouped_product: shared memory");
+  const auto kernel = device::sm80_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sm80::kSharedBytes),
+      "sm80_grouped_product: shared memory");
   const int64_t tiles = device::max_tiles<kGrouping, Sm80::kColumns>(p, launch.max_tiles);
   check_tiles(tiles);
   const unsigned blocks = static_cast<unsigned>(tiles);

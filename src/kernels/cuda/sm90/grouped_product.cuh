@@ -45,8 +45,8 @@ struct Sm90Registers {
   static_assert(kCopy + 2 * kCompute <= 3 * 168);
 };
 
-// Where a chunk lies in an operand of a stage: rows of 128 bytes with the 128-byte swizzle, mn-major
-// in blocks of 64 columns.
+// Where a chunk lies in an operand of a stage: rows of 128 bytes with the 128-byte swizzle,
+// mn-major in blocks of 64 columns.
 template <bool kMnMajor>
 __device__ inline uint32_t sm90_place(uint32_t base, int row, int chunk) {
   const int block = kMnMajor ? chunk / 8 : 0;
@@ -178,7 +178,9 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
        find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
     const int32_t first_row = tile.row + 64 * group;
     const uint32_t begin = pipeline.count;
-    const uint32_t end = begin + static_cast<uint32_t>((tile.depth_end - tile.depth + Sm90::kDepth - 1) / Sm90::kDepth);
+    const uint32_t end =
+        begin +
+        static_cast<uint32_t>((tile.depth_end - tile.depth + Sm90::kDepth - 1) / Sm90::kDepth);
     pipeline.count = end;
     if (first_row >= tile.row_end) {  // the whole group has no row
       for (uint32_t step = begin; step < end; ++step) {
@@ -252,15 +254,13 @@ template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping
 void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Params& epilogue,
                  const ProductLaunch& launch) {
   using device::Sm90;
-  const auto kernel =
-      device::sm90_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  Sm90::kSharedBytes),
-             "sm90_grouped_product: shared memory");
+  const auto kernel = device::sm90_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sm90::kSharedBytes),
+      "sm90_grouped_product: shared memory");
   const int64_t tiles = device::max_tiles<kGrouping, Sm90::kColumns>(p, launch.max_tiles);
   check_tiles(tiles);
-  const unsigned blocks =
-      static_cast<unsigned>(std::min<int64_t>(tiles, launch.multiprocessors));
+  const unsigned blocks = static_cast<unsigned>(std::min<int64_t>(tiles, launch.multiprocessors));
   constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
   CUtensorMap map_a = {};
   CUtensorMap map_b = {};

@@ -27,9 +27,8 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encode_function();
   const auto size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
   const bool paired = matrix.pairing == device::Pairing::kRowBlocks;
-  const cuuint64_t sizes[2][5] = {
-      {size(columns), size(rows), size(num_experts), 1, 1},
-      {size(columns), 8, 2, size(rows / 16), size(num_experts)}};
+  const cuuint64_t sizes[2][5] = {{size(columns), size(rows), size(num_experts), 1, 1},
+                                  {size(columns), 8, 2, size(rows / 16), size(num_experts)}};
   const cuuint64_t strides[2][4] = {
       {size(matrix.row_stride), size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride), 0,
        0},
@@ -39,11 +38,11 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
                                   {64, 8, 2, static_cast<cuuint32_t>(box_rows / 16), 1}};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult status = encode(
-      &map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      paired ? 5 : 3, matrix.base, sizes[paired], strides[paired], boxes[paired], steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode(&map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+             paired ? 5 : 3, matrix.base, sizes[paired], strides[paired], boxes[paired], steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   AMOEBA_CHECK_KIND(kInternal, status == CUDA_SUCCESS, "sm90: cuTensorMapEncodeTiled gives ",
                     static_cast<int>(status));
   return map;
