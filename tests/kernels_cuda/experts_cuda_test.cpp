@@ -24,7 +24,6 @@ using kernels::DType;
 using kernels::Save;
 using kernels::Variant;
 
-constexpr double kFp32Ulps = 4;  // of the 16-bit dtype: fp32 outputs of 16-bit intermediates
 constexpr DType kDTypes[] = {DType::kBF16, DType::kF16};
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -93,31 +92,49 @@ bool same_bits(const KernelResults& a, const KernelResults& b) {
 TEST(CudaVariants, KeepTheRowRule) {
   SKIP_WITHOUT_GPU();
   struct Prepared {
+    KernelCase c;
     KernelValues values, previous;
-    KernelResults exact, plain;
+    KernelResults exact;
+    PlainErrors plain;
   };
   size_t num_run = 0;
   for (const DType dtype : kDTypes) {
     std::vector<Prepared> prepared(cuda_cases().size());
     in_parallel(prepared.size(), [&](size_t i) {
-      const KernelCase& c = cuda_cases()[i];
       Prepared& p = prepared[i];
-      p.values = make_values(c, dtype);
-      p.previous = make_previous(c, c.gradient_dtype(dtype));
-      p.exact = oracle_experts(c, p.values, p.previous).results;
-      p.plain = run_cpu("reference", c, dtype, p.values, p.previous);
+      p.values = make_values(cuda_cases()[i], dtype);
+      p.c = with_clear_limit(cuda_cases()[i], p.values);
+      p.previous = make_previous(p.c, p.c.gradient_dtype(dtype));
+      p.exact = oracle_experts(p.c, p.values, p.previous).results;
+      p.plain = reference_errors(cuda_cases()[i], dtype, 1);
     });
+    // Violations by what one draw of the plain computation gives, to be judged by many: one draw of
+    // few rows samples the largest plain error badly.
+    struct Doubt {
+      size_t index;
+      std::string_view variant;
+      KernelResults actual;
+    };
+    std::vector<Doubt> doubts;
     for (size_t i = 0; i < prepared.size(); ++i) {
-      const KernelCase& c = cuda_cases()[i];
       const Prepared& p = prepared[i];
       for (const Variant& variant : cuda::variants()) {
-        if (!refusal(variant, c, dtype).empty()) continue;
-        const KernelResults actual = run_cuda(variant.name, c, dtype, p.values, p.previous);
-        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact, kFp32Ulps), "")
-            << variant.name << " " << c;
+        if (!refusal(variant, p.c, dtype).empty()) continue;
         ++num_run;
+        const KernelResults actual = run_cuda(variant.name, p.c, dtype, p.values, p.previous);
+        if (compare_rows(p.c, dtype, actual, p.plain, p.exact).empty()) continue;
+        doubts.push_back({i, variant.name, actual});
       }
     }
+    in_parallel(doubts.size(), [&](size_t i) {
+      prepared[doubts[i].index].plain = reference_errors(cuda_cases()[doubts[i].index], dtype, 40);
+    });
+    for (const Doubt& doubt : doubts) {
+      const Prepared& p = prepared[doubt.index];
+      EXPECT_EQ(compare_rows(p.c, dtype, doubt.actual, p.plain, p.exact), "")
+          << doubt.variant << " " << p.c;
+    }
+    EXPECT_LE(doubts.size(), cuda_cases().size() / 10);
   }
   EXPECT_GE(num_run, 3 * cuda_cases().size());
 }

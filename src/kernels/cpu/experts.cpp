@@ -9,12 +9,11 @@
 namespace amoeba::kernels::cpu {
 namespace {
 
-const Implementation* const kImplementations[] = {&kReference};  // best first
-
 const Implementation& implementation_of(const Variant& variant) {
-  for (const Implementation* implementation : kImplementations) {
-    if (implementation->variant.name == variant.name) return *implementation;
+  for (const Implementation& implementation : fused_implementations()) {
+    if (implementation.variant.name == variant.name) return implementation;
   }
+  if (variant.name == kReference.variant.name) return kReference;
   fail(ErrorKind::kUsage, cat("experts: no CPU variant is named ", variant.name));
 }
 
@@ -69,9 +68,10 @@ struct SafeRouting {
 const std::vector<Variant>& variants() {
   static const std::vector<Variant> table = [] {
     std::vector<Variant> result;
-    for (const Implementation* implementation : kImplementations) {
-      result.push_back(implementation->variant);
+    for (const Implementation& implementation : fused_implementations()) {
+      result.push_back(implementation.variant);
     }
+    result.push_back(kReference.variant);
     return result;
   }();
   return table;

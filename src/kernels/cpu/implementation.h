@@ -1,6 +1,8 @@
 // What a CPU variant consists of. The public functions check the arguments, choose and call these.
 #pragma once
 
+#include <span>
+
 #include "amoeba/kernels.h"
 #include "kernels/problem.h"
 
@@ -26,5 +28,7 @@ struct Implementation {
 };
 
 extern const Implementation kReference;
+// Those of this machine's instruction sets, best first; chosen at link time.
+std::span<const Implementation> fused_implementations();
 
 }  // namespace amoeba::kernels::cpu

@@ -56,8 +56,8 @@ struct KernelValues {
   std::vector<double> down_bias;           // [E, D]
 };
 
-// Normal values, rounded to the dtype.
-KernelValues make_values(const KernelCase& kernel_case, kernels::DType dtype);
+// Normal values, rounded to the dtype; other ones for each draw.
+KernelValues make_values(const KernelCase& kernel_case, kernels::DType dtype, uint64_t draw = 0);
 // Small integers: gate pre-activations are 0 or multiples of 32, where silu is exact in fp32 and
 // its derivative 1/2 or 1; scores are powers of 2. A lower density leaves fewer of them different
 // from 0.

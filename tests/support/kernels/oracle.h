@@ -24,10 +24,15 @@ struct KernelResults {
   std::array<const std::vector<double>*, kCount> list() const;
 };
 
+// The case with a limit that clamps some of the values, far from any of them: near it a rounding
+// error turns the derivative from one to zero, and no bound holds.
+KernelCase with_clear_limit(const KernelCase& kernel_case, const KernelValues& values);
+
 struct OracleResults {
   KernelResults results;
   // Largest number of significant bits of what a kernel may round to its dtype on the way.
   int intermediate_bits = 0;
+  std::vector<double> clampable;  // what an activation with clamping compares with its limit
 };
 
 // `previous` is added where the case accumulates.
@@ -47,13 +52,16 @@ std::array<kernels::DType, KernelResults::kCount> dtypes_of(const KernelCase& ke
                                                             kernels::DType dtype);
 std::array<int64_t, KernelResults::kCount> widths_of(const KernelCase& kernel_case);
 
-// "" or the first violation. The rule: both finite, and the error of a row at most twice the
-// largest row error of `plain` over that tensor, + 2 ulp of the row's largest exact value.
-// `fp32_ulps`: more ulp of the given dtype for outputs in a wider one, where 2 ulp are nothing and
-// a tensor of few values tells little of the plain computation's spread.
+// The largest row error of a plain computation, tensor by tensor.
+using PlainErrors = std::array<double, KernelResults::kCount>;
+PlainErrors plain_errors(const KernelCase& kernel_case, const KernelResults& plain,
+                         const KernelResults& exact);
+
+// "" or the first violation. The rule: both finite, and the error of a row at most twice the plain
+// error of that tensor, + 2 ulp of the row's largest exact value; a row of zeros is exact.
 std::string compare_rows(const KernelCase& kernel_case, kernels::DType dtype,
-                         const KernelResults& actual, const KernelResults& plain,
-                         const KernelResults& exact, double fp32_ulps = 0);
+                         const KernelResults& actual, const PlainErrors& plain,
+                         const KernelResults& exact);
 // Equal values (of `exact` rounded to the outputs' dtypes); NaN never passes.
 std::string compare_exact(const KernelCase& kernel_case, kernels::DType dtype,
                           const KernelResults& actual, const KernelResults& exact);

@@ -297,6 +297,19 @@ KernelResults run_cpu(std::string_view variant_name, const KernelCase& c, DType 
   return stored.results();
 }
 
+PlainErrors reference_errors(const KernelCase& kernel_case, DType dtype, uint64_t num_draws) {
+  PlainErrors largest{};
+  for (uint64_t draw = 0; draw < num_draws; ++draw) {
+    const KernelValues values = make_values(kernel_case, dtype, draw);
+    const KernelCase c = with_clear_limit(kernel_case, values);
+    const KernelValues previous = make_previous(c, c.gradient_dtype(dtype));
+    const PlainErrors errors = plain_errors(c, run_cpu("reference", c, dtype, values, previous),
+                                            oracle_experts(c, values, previous).results);
+    for (size_t i = 0; i < errors.size(); ++i) largest[i] = std::max(largest[i], errors[i]);
+  }
+  return largest;
+}
+
 Executor ShuffledThreads::executor() {
   Executor executor;
   executor.context = this;

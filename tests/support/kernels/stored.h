@@ -55,6 +55,10 @@ KernelResults run_cpu(std::string_view variant, const KernelCase& kernel_case, k
                       const KernelValues& values, const KernelValues& previous,
                       const Executor& executor = serial_executor());
 
+// Plain errors of the CPU reference: the largest over some draws of values.
+PlainErrors reference_errors(const KernelCase& kernel_case, kernels::DType dtype,
+                             uint64_t num_draws);
+
 // Threads that take the chunks of a region in shuffled order.
 class ShuffledThreads {
  public:

@@ -1,0 +1,46 @@
+#include "kernels/cpu/fused/cpu_features.h"
+
+#include <cpuid.h>
+
+#include <cstdint>
+
+namespace amoeba::kernels::cpu {
+namespace {
+
+// Bits of the extended control register 0: register state that the operating system saves.
+constexpr uint64_t kSseAvxState = 0x6;
+constexpr uint64_t kAvx512State = 0xe0;  // masks, upper halves, upper registers
+
+uint64_t saved_state() {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+bool has_all(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
+
+CpuFeatures detect() {
+  CpuFeatures features;
+  uint32_t a, b, c, d;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return features;
+  if (!has_all(c, bit_OSXSAVE | bit_AVX | bit_FMA)) return features;
+  const uint64_t state = saved_state();
+  if ((state & kSseAvxState) != kSseAvxState) return features;
+
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return features;
+  features.avx2_fma = has_all(b, bit_AVX2);
+  features.avx512 = features.avx2_fma && (state & kAvx512State) == kAvx512State &&
+                    has_all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
+  features.avx512_bf16 = features.avx512 && has_all(a, bit_AVX512BF16);
+  return features;
+}
+
+}  // namespace
+
+CpuFeatures cpu_features() {
+  static const CpuFeatures features = detect();  // cpuid takes microseconds in a virtual machine
+  return features;
+}
+
+}  // namespace amoeba::kernels::cpu

@@ -1,0 +1,13 @@
+// What this CPU can run and the operating system saves the registers of.
+#pragma once
+
+namespace amoeba::kernels::cpu {
+
+struct CpuFeatures {
+  bool avx2_fma = false;
+  bool avx512 = false;       // F, BW, DQ and VL
+  bool avx512_bf16 = false;  // with the above
+};
+CpuFeatures cpu_features();
+
+}  // namespace amoeba::kernels::cpu
