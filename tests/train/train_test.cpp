@@ -46,6 +46,8 @@ TEST(Train, LossFallsAndEverythingIsWritten) {
     int64_t rows = 0;
     for (int64_t load : step.experts[1].load) rows += load;
     EXPECT_EQ(rows, 8 * 32 * 2);  // both micro-batches, top 2
+    EXPECT_GT(step.aux_loss, 0.9);
+    EXPECT_NEAR(step.z_loss, std::pow(std::log(4.0), 2), 1.0);  // 4 experts, small logits
     EXPECT_FALSE(step.rejected);
   }
 }
