@@ -56,12 +56,17 @@ void print_flavors() {
   }
 }
 
-// Sizes, work and predicted memory as TOML comments: what is shown stays a configuration.
-void print_size(train::RunConfig config) {
+// Checks everything that needs neither data nor memory.
+nn::ModelSize checked_size(const train::RunConfig& config) {
   train::check_config(config);
   const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
-  const nn::ModelSize size =
-      size_of(train::make_model_config(config, tokenizer->vocab_size()), config.training.seq_len);
+  return size_of(train::make_model_config(config, tokenizer->vocab_size()),
+                 config.training.seq_len);
+}
+
+// Sizes, work and predicted memory as TOML comments: what is shown stays a configuration.
+void print_size(train::RunConfig config) {
+  const nn::ModelSize size = checked_size(config);
   std::printf("\n# %s parameters, %s active, %.4g GFLOP a token, forward and backward\n",
               format_count(size.total).c_str(), format_count(size.active).c_str(),
               size.flops_per_token * 1e-9);
@@ -136,7 +141,7 @@ int run_config(const Arguments& arguments) {
   } else if (action == "show") {
     show(*loaded);
   } else if (action == "check") {
-    train::check_config(loaded->config);
+    checked_size(loaded->config);
     std::printf("ok\n");
   } else {
     const std::string near = nearest_name(action, kActions);

@@ -302,6 +302,8 @@ class Config(CliTest):
     def test_check(self):
         self.assertEqual(self.succeed("config", "check", *TINY).out, b"ok\n")
         self.refuse(["config", "check", "--moe.top_k", "9"], USAGE, "moe.top_k is 9")
+        self.refuse(["config", "check", "--model.vocab_size", "200"], USAGE,
+                    "model.vocab_size: got 200, want at least 257")
 
     def test_keys(self):
         keys = self.succeed("config", "keys").out.decode()

@@ -92,6 +92,17 @@ TEST(RunConfig, RefusesContradictions) {
        "model.qk_rope_head_dim is 33, want an even number"},
       {[](RunConfig& c) {
          c.model.attention = "mla";
+         c.model.v_head_dim = 193;
+       },
+       "model.v_head_dim is 193 and model.qk_nope_head_dim and model.qk_rope_head_dim make keys "
+       "192 wide, want no more"},
+      {[](RunConfig& c) {
+         c.model.rope_theta = 1.0;
+         c.model.rope_factor = 4.0;
+       },
+       "model.rope_theta is 1 and model.rope_factor is 4, want a base above 1 to stretch"},
+      {[](RunConfig& c) {
+         c.model.attention = "mla";
          c.model.qk_norm = true;
        },
        "model.qk_norm is true and model.attention is 'mla', want gqa, or no normalised heads"},

@@ -479,6 +479,10 @@ void check_grouped_query(const ModelSection& model) {
 void check_latent(const ModelSection& model) {
   AMOEBA_CHECK(model.qk_rope_head_dim % 2 == 0, "configuration: model.qk_rope_head_dim is ",
                model.qk_rope_head_dim, ", want an even number");
+  const int64_t key_dim = model.qk_nope_head_dim + model.qk_rope_head_dim;
+  AMOEBA_CHECK(model.v_head_dim <= key_dim, "configuration: model.v_head_dim is ", model.v_head_dim,
+               " and model.qk_nope_head_dim and model.qk_rope_head_dim make keys ", key_dim,
+               " wide, want no more");
   AMOEBA_CHECK(!model.qk_norm, "configuration: model.qk_norm is true and model.attention is '",
                model.attention, "', want gqa, or no normalised heads");
 }
@@ -502,6 +506,10 @@ void check_model(const ModelSection& model, int64_t seq_len) {
   AMOEBA_CHECK(model.rope_beta_fast > model.rope_beta_slow,
                "configuration: model.rope_beta_fast is ", model.rope_beta_fast,
                " and model.rope_beta_slow is ", model.rope_beta_slow, ", want more");
+  // YaRN divides by ln(theta).
+  AMOEBA_CHECK(model.rope_factor == 1 || model.rope_theta > 1,
+               "configuration: model.rope_theta is ", model.rope_theta,
+               " and model.rope_factor is ", model.rope_factor, ", want a base above 1 to stretch");
 }
 
 void check_moe(const MoeSection& moe) {
