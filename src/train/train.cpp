@@ -113,7 +113,7 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
       schema_(schema),
       context_(context),
       device_(prepare_device(config)),
-      tokenizer_(formats::make_tokenizer(config.data.tokenizer)),
+      tokenizer_(formats::make_tokenizer(context.files, config.data.tokenizer)),
       data_(open_training_data(context.files, config, *tokenizer_)),
       loader_(data_, config),
       model_(make_model_config(config, tokenizer_->vocab_size()), device_,

@@ -141,10 +141,12 @@ TEST(TextSource, RefusesOtherTokenizers) {
   class Letters final : public Tokenizer {
    public:
     std::string name() const override { return "letters"; }
+    std::string fingerprint() const override { return "letters"; }
     int64_t vocab_size() const override { return 27; }
     int32_t end_of_document() const override { return 26; }
     std::vector<int32_t> encode(std::string_view) const override { return {}; }
     std::string decode(const std::vector<int32_t>&) const override { return ""; }
+    std::string_view token_text(int32_t) const override { return ""; }
   };
   test::MemoryFileSystem files;
   EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { open_text(files, "/t", Letters(), ""); }),

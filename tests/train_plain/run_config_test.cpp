@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "amoeba/error.h"
-#include "formats/tokenizer.h"
 #include "support/errors.h"
 
 namespace amoeba::train {
@@ -127,8 +126,6 @@ TEST(RunConfig, RefusesContradictions) {
        "'moe.balance_coeff' got -0.001, want at least 0"},
       {[](RunConfig& c) { c.optimizer.lr = std::numeric_limits<double>::infinity(); },
        "'optimizer.lr' got inf, want a finite number"},
-      {[](RunConfig& c) { c.data.tokenizer = "byte"; },
-       "'data.tokenizer' got 'byte', want one of bytes; did you mean 'bytes'?"},
       {[](RunConfig& c) { c.moe.compute_backend = "grouped"; },
        "'moe.compute_backend' got 'grouped', want one of auto, grouped_mm, batched_mm_padded, "
        "batched_mm_capacity, for_loop"},
@@ -186,18 +183,6 @@ TEST(RunConfig, NamesTheSuccessorsOfRetiredSpellings) {
     formats::Schema schema = make_schema(config);
     EXPECT_EQ(error_message(ErrorKind::kUsage, [&] { schema.apply_override(c.path, c.text); }),
               "command line: " + c.want);
-  }
-}
-
-TEST(RunConfig, TokenizerChoicesAreThoseThatExist) {
-  RunConfig config;
-  const formats::Schema schema = make_schema(config);
-  for (const formats::Key& key : schema.keys()) {
-    if (key.path != "data.tokenizer") continue;
-    ASSERT_FALSE(key.choices.empty());
-    for (const std::string& name : key.choices) {
-      EXPECT_EQ(formats::make_tokenizer(name)->name(), name);
-    }
   }
 }
 

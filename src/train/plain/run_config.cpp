@@ -244,8 +244,8 @@ void add_data_keys(Schema& schema, DataSection& data) {
               .minimum_exclusive = true});
   schema.add({.path = "data.tokenizer",
               .field = &data.tokenizer,
-              .doc = "How text becomes tokens; bytes: one token a byte.",
-              .choices = {"bytes"}});
+              .doc = "How text becomes tokens: bytes (one token a byte), or the path of a "
+                     "tokenizer.json."});
   schema.add({.path = "data.document_separator",
               .field = &data.document_separator,
               .doc = "Text between the documents of a file; empty: a file is one document."});
@@ -345,6 +345,9 @@ void check_data(const DataSection& data) {
     AMOEBA_CHECK(!data.path[index].empty(), "configuration: data.path[", index,
                  "] is empty, want the path of a text file");
   }
+  AMOEBA_CHECK(
+      !data.tokenizer.empty(),
+      "configuration: data.tokenizer is empty, want bytes or the path of a tokenizer.json");
   AMOEBA_CHECK(data.weights.empty() || data.weights.size() == data.path.size(),
                "configuration: data.weights has ", data.weights.size(), " and data.path has ",
                data.path.size(), " elements, want one weight for each file");
