@@ -95,7 +95,7 @@ TEST(RunConfig, RefusesContradictions) {
       {[](RunConfig& c) {
          c.data.path = {"a", ""};
        },
-       "data.path[1] is empty, want the path of a text file"},
+       "data.path[1] is empty, want the path of a file"},
       {[](RunConfig& c) { c.checkpoint.keep_latest_k = 1; },
        "checkpoint.keep_latest_k is 1: 0 keeps all, 2 or more keep the latest"},
       {[](RunConfig& c) {

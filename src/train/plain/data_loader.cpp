@@ -49,14 +49,18 @@ int64_t fill_row(MicroBatch& batch, int64_t row, const formats::TokenSource& sou
     num_bytes += source.num_bytes(first_target, first_target + valid);
     segment_begin = end;
   };
+  const int64_t window_end = begin + seq_len + 1;
+  int64_t document = source.next_document(first_read, window_end);
   for (int64_t i = 0; i < seq_len; ++i) {
     const auto at = static_cast<size_t>(row * seq_len + i);
-    const int32_t token = window[static_cast<size_t>(i)];
-    const bool ends_document = token == end_of_document && begin + i >= 0;
-    batch.tokens[at] = token;
+    const bool ends_document = begin + i + 1 == document;
+    batch.tokens[at] = window[static_cast<size_t>(i)];
     batch.targets[at] = ends_document ? kIgnoredTarget : window[static_cast<size_t>(i + 1)];
     batch.positions[at] = static_cast<int32_t>(i - segment_begin);
-    if (ends_document) end_segment(i + 1, i - segment_begin);
+    if (ends_document) {
+      end_segment(i + 1, i - segment_begin);
+      document = source.next_document(document, window_end);
+    }
   }
   if (segment_begin < seq_len) end_segment(seq_len, seq_len - segment_begin);
   return num_bytes;
@@ -64,10 +68,10 @@ int64_t fill_row(MicroBatch& batch, int64_t row, const formats::TokenSource& sou
 
 Sources open_sources(FileSystem& files, const DataSection& data,
                      const formats::Tokenizer& tokenizer) {
-  AMOEBA_CHECK(!data.path.empty(), "data.path is empty, want at least one text file");
+  AMOEBA_CHECK(!data.path.empty(), "data.path is empty, want at least one file");
   Sources sources;
   for (const std::string& path : data.path) {
-    sources.push_back(formats::open_text(files, path, tokenizer, data.document_separator));
+    sources.push_back(formats::open_tokens(files, path, tokenizer, data.document_separator));
   }
   return sources;
 }

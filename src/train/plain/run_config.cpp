@@ -236,7 +236,10 @@ void add_lr_scheduler_keys(Schema& schema, LrSchedulerSection& scheduler) {
 }
 
 void add_data_keys(Schema& schema, DataSection& data) {
-  schema.add({.path = "data.path", .field = &data.path, .doc = "Text files to train on."});
+  schema.add({.path = "data.path",
+              .field = &data.path,
+              .doc = "Files to train on: text, JSONL, folders of amoeba data prepare, Megatron's "
+                     ".bin/.idx, .npy, llm.c shards, .u16, .u32."});
   schema.add({.path = "data.weights",
               .field = &data.weights,
               .doc = "Share of each file of data.path, in any unit; empty: by size.",
@@ -343,7 +346,7 @@ void check_model(const ModelSection& model) {
 void check_data(const DataSection& data) {
   for (size_t index = 0; index < data.path.size(); ++index) {
     AMOEBA_CHECK(!data.path[index].empty(), "configuration: data.path[", index,
-                 "] is empty, want the path of a text file");
+                 "] is empty, want the path of a file");
   }
   AMOEBA_CHECK(
       !data.tokenizer.empty(),
