@@ -15,6 +15,7 @@
 #include "base/text.h"
 #include "formats/added_tokens.h"
 #include "formats/bpe.h"
+#include "formats/byte_alphabet.h"
 #include "formats/regex.h"
 #include "formats/unicode.h"
 #include "formats/value.h"
@@ -33,35 +34,6 @@ constexpr std::string_view kSpaceMark = "\u2581";
 std::string replace_all(std::string text, std::string_view from, std::string_view to) {
   for (size_t at = 0; !from.empty() && (at = text.find(from, at)) != text.npos; at += to.size()) {
     text.replace(at, from.size(), to);
-  }
-  return text;
-}
-
-// ---- Byte-level alphabet ------------------------------------------------------------------------
-
-// GPT-2 writes bytes as characters: printable Latin-1 as itself, the others as U+0100 and up.
-char32_t byte_character(int byte) {
-  const auto prints = [](int b) {
-    return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-  };
-  if (prints(byte)) return static_cast<char32_t>(byte);
-  char32_t rank = 0;
-  for (int b = 0; b < byte; ++b) rank += prints(b) ? 0 : 1;
-  return 0x100 + rank;
-}
-
-// The bytes that a byte-level token stands for; none when it has a character outside the alphabet.
-std::optional<std::string> byte_level_text(std::string_view token) {
-  static const auto bytes = [] {
-    std::unordered_map<char32_t, char> map;
-    for (int byte = 0; byte < 256; ++byte) map[byte_character(byte)] = static_cast<char>(byte);
-    return map;
-  }();
-  std::string text;
-  for (size_t at = 0; at < token.size();) {
-    const auto found = bytes.find(read_character(token, at));
-    if (found == bytes.end()) return std::nullopt;
-    text += found->second;
   }
   return text;
 }

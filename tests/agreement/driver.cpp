@@ -3,8 +3,9 @@
 // Usage: driver TOKENIZER encode|prompt|decode RECORDS OUTPUT
 //        driver TOKENIZER prepare TEXT FOLDER
 //        driver TOKENIZER data PATH OUTPUT
+//        driver VOCAB_SIZE train JSONL OUTPUT
 // Records: length in bytes as 8 little-endian bytes, then the bytes: text, or ids as int32. The
-// first form prints the CPU seconds of the thread in the calls and the bytes of text. The last
+// first form prints the CPU seconds of the thread in the calls and the bytes of text. The third
 // writes all tokens as one record and the first tokens of the documents as int64, and prints the
 // bytes of text.
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include "formats/prepare_tokens.h"
 #include "formats/token_source.h"
 #include "formats/tokenizer.h"
+#include "formats/train_bpe.h"
 
 namespace {
 
@@ -112,8 +114,15 @@ int main(int argc, char** argv) {
   try {
     AMOEBA_CHECK(argc == 5, "driver: got ", argc - 1, " arguments, want 4");
     PosixFileSystem files;
-    const auto tokenizer = formats::make_tokenizer(files, argv[1]);
     const std::string mode = argv[2];
+    if (mode == "train") {
+      formats::TrainBpeOptions options;
+      options.inputs = {argv[3]};
+      options.vocab_size = std::stoll(argv[1]);
+      write_file_atomically(files, argv[4], formats::train_bpe(files, options));
+      return 0;
+    }
+    const auto tokenizer = formats::make_tokenizer(files, argv[1]);
     if (mode == "data") {
       run_data(files, *tokenizer, argv[3], argv[4]);
     } else if (mode == "prepare") {
