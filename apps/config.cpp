@@ -56,11 +56,15 @@ void print_flavors() {
   }
 }
 
+int64_t tokenizer_vocab_size(const train::RunConfig& config) {
+  PosixFileSystem files;
+  return formats::make_tokenizer(files, config.data.tokenizer)->vocab_size();
+}
+
 // Checks everything that needs neither data nor memory.
 nn::ModelSize checked_size(const train::RunConfig& config) {
   train::check_config(config);
-  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
-  return size_of(train::make_model_config(config, tokenizer->vocab_size()),
+  return size_of(train::make_model_config(config, tokenizer_vocab_size(config)),
                  config.training.seq_len);
 }
 
@@ -80,7 +84,8 @@ void print_size(train::RunConfig config) {
   const std::string chosen = config.training.activation_checkpoint;
   for (const std::string mode : {"none", "full", "selective"}) {
     config.training.activation_checkpoint = mode;
-    const train::MemoryPlan plan = train::plan_memory(config, device.type());
+    const train::MemoryPlan plan =
+        train::plan_memory(config, tokenizer_vocab_size(config), device.type());
     std::printf("# %s activation_checkpoint %-9s %10s%s: %s\n", mode == chosen ? "*" : " ",
                 mode.c_str(), format_bytes(plan.total()).c_str(),
                 capacity > 0 && plan.total() > capacity ? " (does not fit)" : "",

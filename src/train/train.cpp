@@ -139,7 +139,8 @@ void Run::announce(const StartRecord& record) {
   info(cat("model: ", format_count(size_.total), " parameters, ", format_count(size_.active),
            " active, ", config_.model.num_layers, " layers, ", experts, "vocabulary ",
            setup_.model.config().vocab_size));
-  const MemoryPlan memory = plan_memory(config_, setup_.device.type());
+  const MemoryPlan memory =
+      plan_memory(config_, setup_.tokenizer->vocab_size(), setup_.device.type());
   info(cat("memory: ", format_bytes(memory.total()), " predicted (", describe(memory), ")"));
   info(cat("experts: ", record.backend, " (", record.backend_reason, ")"));
   info(cat("data: ", format_count(setup_.loader.num_training_tokens()), " tokens to train on, ",
@@ -350,7 +351,8 @@ RunSummary Run::train() {
 void warn_of_memory(const RunConfig& config, RunContext& context) {
   const at::Device device = resolve_device(config.training.device);
   const int64_t capacity = memory_usage(device).capacity_bytes;
-  const MemoryPlan plan = plan_memory(config, device.type());
+  const auto tokenizer = formats::make_tokenizer(context.files, config.data.tokenizer);
+  const MemoryPlan plan = plan_memory(config, tokenizer->vocab_size(), device.type());
   if (capacity == 0 || plan.total() <= capacity) return;
   context.log(LogLevel::kWarning,
               cat("memory: ", device.str(), " has ", format_bytes(capacity), ", this run takes ",

@@ -353,7 +353,10 @@ void add_lr_scheduler_keys(Schema& schema, LrSchedulerSection& scheduler) {
 }
 
 void add_data_keys(Schema& schema, DataSection& data) {
-  schema.add({.path = "data.path", .field = &data.path, .doc = "Text files to train on."});
+  schema.add({.path = "data.path",
+              .field = &data.path,
+              .doc = "Files to train on: text, JSONL, folders of amoeba data prepare, Megatron's "
+                     ".bin/.idx, .npy, llm.c shards, .u16, .u32."});
   schema.add({.path = "data.weights",
               .field = &data.weights,
               .doc = "Share of each file of data.path, in any unit; empty: by size.",
@@ -361,8 +364,8 @@ void add_data_keys(Schema& schema, DataSection& data) {
               .minimum_exclusive = true});
   schema.add({.path = "data.tokenizer",
               .field = &data.tokenizer,
-              .doc = "How text becomes tokens; bytes: one token a byte.",
-              .choices = {"bytes"}});
+              .doc = "How text becomes tokens: bytes (one token a byte), or the path of a "
+                     "tokenizer.json."});
   schema.add({.path = "data.document_separator",
               .field = &data.document_separator,
               .doc = "Text between the documents of a file; empty: a file is one document."});
@@ -537,8 +540,11 @@ void check_moe(const MoeSection& moe) {
 void check_data(const DataSection& data) {
   for (size_t index = 0; index < data.path.size(); ++index) {
     AMOEBA_CHECK(!data.path[index].empty(), "configuration: data.path[", index,
-                 "] is empty, want the path of a text file");
+                 "] is empty, want the path of a file");
   }
+  AMOEBA_CHECK(
+      !data.tokenizer.empty(),
+      "configuration: data.tokenizer is empty, want bytes or the path of a tokenizer.json");
   AMOEBA_CHECK(data.weights.empty() || data.weights.size() == data.path.size(),
                "configuration: data.weights has ", data.weights.size(), " and data.path has ",
                data.path.size(), " elements, want one weight for each file");
