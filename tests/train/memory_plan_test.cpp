@@ -12,6 +12,7 @@
 
 #include "amoeba/error.h"
 #include "base/text.h"
+#include "formats/tokenizer.h"
 #include "support/torch/memory.h"
 #include "train/device.h"
 #include "train/lab.h"
