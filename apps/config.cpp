@@ -56,12 +56,21 @@ void print_flavors() {
   }
 }
 
+int64_t tokenizer_vocab_size(const train::RunConfig& config) {
+  PosixFileSystem files;
+  return formats::make_tokenizer(files, config.data.tokenizer)->vocab_size();
+}
+
+// Checks everything that needs neither data nor memory.
+nn::ModelSize checked_size(const train::RunConfig& config) {
+  train::check_config(config);
+  return size_of(train::make_model_config(config, tokenizer_vocab_size(config)),
+                 config.training.seq_len);
+}
+
 // Sizes, work and predicted memory as TOML comments: what is shown stays a configuration.
 void print_size(train::RunConfig config) {
-  train::check_config(config);
-  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
-  const nn::ModelSize size =
-      size_of(train::make_model_config(config, tokenizer->vocab_size()), config.training.seq_len);
+  const nn::ModelSize size = checked_size(config);
   std::printf("\n# %s parameters, %s active, %.4g GFLOP a token, forward and backward\n",
               format_count(size.total).c_str(), format_count(size.active).c_str(),
               size.flops_per_token * 1e-9);
@@ -75,7 +84,8 @@ void print_size(train::RunConfig config) {
   const std::string chosen = config.training.activation_checkpoint;
   for (const std::string mode : {"none", "full", "selective"}) {
     config.training.activation_checkpoint = mode;
-    const train::MemoryPlan plan = train::plan_memory(config, device.type());
+    const train::MemoryPlan plan =
+        train::plan_memory(config, tokenizer_vocab_size(config), device.type());
     std::printf("# %s activation_checkpoint %-9s %10s%s: %s\n", mode == chosen ? "*" : " ",
                 mode.c_str(), format_bytes(plan.total()).c_str(),
                 capacity > 0 && plan.total() > capacity ? " (does not fit)" : "",
@@ -136,7 +146,7 @@ int run_config(const Arguments& arguments) {
   } else if (action == "show") {
     show(*loaded);
   } else if (action == "check") {
-    train::check_config(loaded->config);
+    checked_size(loaded->config);
     std::printf("ok\n");
   } else {
     const std::string near = nearest_name(action, kActions);

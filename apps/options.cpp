@@ -71,6 +71,26 @@ Parsed parse(const Command& command, const Arguments& arguments) {
   return parsed;
 }
 
+int run_action(const std::string& verb, const std::string& summary, std::span<const Verb> actions,
+               const Arguments& arguments) {
+  std::vector<std::string> names;
+  for (const Verb& action : actions) names.emplace_back(action.name);
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h") {
+    std::printf("%s\n\nusage: amoeba %s ACTION [options]\n\n", summary.c_str(), verb.c_str());
+    for (const Verb& action : actions) std::printf("  %-10s %s\n", action.name, action.summary);
+    AMOEBA_CHECK(!arguments.empty(), verb, ": the action is missing, want one of ",
+                 join(names, ", "));
+    return 0;
+  }
+  for (const Verb& action : actions) {
+    if (arguments[0] == action.name) return action.run({arguments.begin() + 1, arguments.end()});
+  }
+  const std::string near = nearest_name(arguments[0], names);
+  fail(ErrorKind::kUsage,
+       cat(verb, ": unknown action '", printable(arguments[0]), "', want one of ",
+           join(names, ", "), near.empty() ? "" : cat("; did you mean ", near, "?")));
+}
+
 int64_t to_integer(std::string_view option, const std::string& text) {
   int64_t value = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,6 +37,11 @@ struct Parsed {
 
 // Error(kUsage) with one line for what does not parse. Prints the help when asked for.
 Parsed parse(const Command& command, const Arguments& arguments);
+
+// Runs the action of a verb that has several, the first argument's. Without one: the list of them,
+// and Error(kUsage) unless it was asked for.
+int run_action(const std::string& verb, const std::string& summary, std::span<const Verb> actions,
+               const Arguments& arguments);
 
 // Numbers of options, at least 0: Error(kUsage) naming the option.
 int64_t to_integer(std::string_view option, const std::string& text);

@@ -20,6 +20,8 @@ int run_find_lr(const Arguments& arguments);
 int run_generate(const Arguments& arguments);
 int run_eval(const Arguments& arguments);
 int run_config(const Arguments& arguments);
+int run_tokenizer(const Arguments& arguments);
+int run_data(const Arguments& arguments);
 int run_doctor(const Arguments& arguments);
 
 }  // namespace amoeba::apps

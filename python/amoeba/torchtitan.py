@@ -5,7 +5,7 @@
 
 | compute_backend   | what                                                                    |
 |-------------------|-------------------------------------------------------------------------|
-| auto              | fused where the operators serve the device of x, otherwise grouped_mm   |
+| auto              | fused on the CPU and, in bf16 and fp16, on CUDA; otherwise grouped_mm   |
 | fused             | amoeba.experts_rows                                                     |
 | grouped_mm        | torchtitan's own forward, to the bit                                    |
 | for_loop          | plain torch, one expert after the other                                 |
@@ -57,7 +57,7 @@ class AmoebaGroupedExperts(GroupedExperts):
         """x_RD [R, D] grouped by expert, num_tokens_per_expert_E [E] -> [R, D]; tail rows give zeros."""
         name = self.compute_backend
         if name == "auto":
-            name = "fused" if serves(x_RD.device.type) else "grouped_mm"
+            name = "fused" if serves(x_RD) else "grouped_mm"
         if name == "grouped_mm":
             return super().forward(x_RD, num_tokens_per_expert_E)
         weights = [_local(w).to(x_RD.dtype) for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD)]
@@ -66,9 +66,12 @@ class AmoebaGroupedExperts(GroupedExperts):
         return ROW_BACKENDS[name](x_RD, num_tokens_per_expert_E, *weights)
 
 
-def serves(device_type):
-    """Whether the operators are there for tensors of this device."""
-    return device_type == "cpu" or torch._C._dispatch_has_kernel_for_dispatch_key("amoeba::experts_forward", device_type.upper())
+def serves(x):
+    """Whether the operators are loaded for the device of x and compute its dtype there."""
+    if x.device.type == "cpu":
+        return True
+    loaded = torch._C._dispatch_has_kernel_for_dispatch_key("amoeba::experts_forward", x.device.type.upper())
+    return loaded and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def _local(parameter):

@@ -1,11 +1,11 @@
 // A mapped text file as byte tokens. Only the documents' places are kept in memory, so opening a
 // file costs one search for the separator and reading costs a copy.
 #include <algorithm>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "amoeba/error.h"
+#include "formats/text_documents.h"
 #include "formats/token_source.h"
 
 namespace amoeba::formats {
@@ -18,33 +18,17 @@ struct Document {
   int64_t num_bytes = 0;
 };
 
-std::vector<Document> find_documents(std::string_view text, std::string_view separator) {
-  std::vector<Document> documents;
-  size_t begin = 0;
-  while (begin < text.size()) {
-    const size_t end =
-        separator.empty() ? text.size() : std::min(text.find(separator, begin), text.size());
-    if (end > begin) {
-      documents.push_back({0, static_cast<int64_t>(begin), static_cast<int64_t>(end - begin)});
-    }
-    begin = end + separator.size();
-  }
-  return documents;
-}
-
 class TextSource final : public TokenSource {
  public:
-  TextSource(std::string name, std::unique_ptr<MappedFile> file, std::vector<Document> documents,
-             int32_t end_of_document)
+  TextSource(std::string name, TextDocuments documents, int32_t end_of_document)
       : name_(std::move(name)),
-        file_(std::move(file)),
-        documents_(std::move(documents)),
         end_of_document_(end_of_document),
-        marks_per_document_(documents_.size() > 1 ? 1 : 0) {
-    for (Document& document : documents_) {
-      document.first_token = num_tokens_;
-      num_tokens_ += document.num_bytes + marks_per_document_;
+        marks_per_document_(documents.size() > 1 ? 1 : 0) {
+    for (int64_t i = 0; i < documents.size(); ++i) {
+      documents_.push_back({num_tokens_, documents.file_offset(i), documents.file_bytes(i)});
+      num_tokens_ += documents.file_bytes(i) + marks_per_document_;
     }
+    file_ = documents.take_file();
   }
 
   const std::string& name() const override { return name_; }
@@ -79,9 +63,11 @@ class TextSource final : public TokenSource {
     }
   }
 
-  int64_t document_start(int64_t index) const override {
-    check_range("document_start", index, index + 1);
-    return documents_[static_cast<size_t>(document_of(index))].first_token;
+  int64_t next_document(int64_t begin, int64_t end) const override {
+    check_range("next_document", begin, end);
+    if (begin == end) return end;
+    const auto next = documents_.begin() + document_of(begin) + 1;
+    return next == documents_.end() ? end : std::min(next->first_token, end);
   }
 
  private:
@@ -120,14 +106,7 @@ std::unique_ptr<TokenSource> open_text(FileSystem& files, const std::string& pat
                                        const std::string& document_separator) {
   AMOEBA_CHECK(tokenizer.name() == "bytes", "open text '", path, "': tokenizer is '",
                tokenizer.name(), "', want bytes");
-  std::unique_ptr<MappedFile> file = files.map(path);
-  const std::span<const std::byte> data = file->data();
-  AMOEBA_CHECK_KIND(kData, !data.empty(), "open text '", path, "': the file is empty");
-  std::vector<Document> documents =
-      find_documents({reinterpret_cast<const char*>(data.data()), data.size()}, document_separator);
-  AMOEBA_CHECK_KIND(kData, !documents.empty(), "open text '", path,
-                    "': the file holds nothing but document separators");
-  return std::make_unique<TextSource>(path, std::move(file), std::move(documents),
+  return std::make_unique<TextSource>(path, TextDocuments(files, path, document_separator),
                                       tokenizer.end_of_document());
 }
 

@@ -20,9 +20,9 @@ class TokenSource {
   virtual int64_t num_bytes(int64_t begin, int64_t end) const = 0;
   // Copies tokens [begin, begin + out.size()).
   virtual void read(int64_t begin, std::span<int32_t> out) const = 0;
-  // Index of the first token of the document that holds token `index`.
-  virtual int64_t document_start(int64_t index) const = 0;
-  virtual int64_t num_documents() const = 0;
+  // The first index in (begin, end) at which a document begins; `end` when there is none.
+  virtual int64_t next_document(int64_t begin, int64_t end) const = 0;
+  virtual int64_t num_documents() const = 0;  // may read all tokens
 };
 
 // Opens a UTF-8 or binary text file as byte tokens, memory-mapped; any other tokenizer is refused.
@@ -34,5 +34,23 @@ class TokenSource {
 std::unique_ptr<TokenSource> open_text(FileSystem& files, const std::string& path,
                                        const Tokenizer& tokenizer,
                                        const std::string& document_separator);
+
+// Opens whatever `path` holds, known by its content, then by its name:
+//   a folder made by prepare_tokens()             its tokens; the tokenizer must be the same
+//   NAME.bin or NAME.idx or NAME, with NAME.idx   Megatron's indexed dataset
+//   a .npy header                                 one row of integers
+//   llm.c's magic number                          a shard of llm.c
+//   NAME.u16, NAME.u32, NAME.bin                  bare uint16, uint32, uint16 tokens
+//   NAME.jsonl                                    text: the key "text" of every line
+//   anything else                                 text: documents between separators
+// Text with another tokenizer than bytes is encoded here, in memory, by `num_threads` (0: all
+// cores), each document as prefix, text, end of document. In the other formats a document ends at
+// an end-of-document token or where Megatron's index says. The tokenizer must outlive the source.
+// Error(kData) that names file, got and want for what does not fit, also later for a token outside
+// the vocabulary.
+std::unique_ptr<TokenSource> open_tokens(FileSystem& files, const std::string& path,
+                                         const Tokenizer& tokenizer,
+                                         const std::string& document_separator,
+                                         int64_t num_threads = 0);
 
 }  // namespace amoeba::formats

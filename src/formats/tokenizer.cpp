@@ -1,6 +1,10 @@
 #include "formats/tokenizer.h"
 
+#include <array>
+
 #include "amoeba/error.h"
+#include "base/text.h"
+#include "formats/tokenizer_json.h"
 
 namespace amoeba::formats {
 
@@ -21,9 +25,21 @@ std::string ByteTokenizer::decode(const std::vector<int32_t>& ids) const {
   return text;
 }
 
-std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name) {
-  AMOEBA_CHECK(name == "bytes", "tokenizer '", name, "' is unknown, want one of: bytes");
-  return std::make_unique<ByteTokenizer>();
+std::string_view ByteTokenizer::token_text(int32_t id) const {
+  static const auto bytes = [] {
+    std::array<char, 256> all{};
+    for (size_t byte = 0; byte < all.size(); ++byte) all[byte] = static_cast<char>(byte);
+    return all;
+  }();
+  if (id < 0 || id >= kEndOfDocument) return {};
+  return {&bytes[static_cast<size_t>(id)], 1};
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(FileSystem& files, const std::string& name) {
+  if (name == "bytes") return std::make_unique<ByteTokenizer>();
+  AMOEBA_CHECK(!name.empty() && files.exists(name), "tokenizer '", printable(name),
+               "' is unknown, want bytes or the path of a tokenizer.json");
+  return load_tokenizer_json(files, files.is_directory(name) ? name + "/tokenizer.json" : name);
 }
 
 }  // namespace amoeba::formats

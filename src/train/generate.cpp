@@ -60,7 +60,7 @@ Generated generate(nn::Model& model, const formats::Tokenizer& tokenizer, std::s
   AMOEBA_CHECK(options.context >= 2, "generate: context is ", options.context, ", want at least 2");
   AMOEBA_CHECK(options.temperature >= 0 && std::isfinite(options.temperature),
                "generate: temperature is ", options.temperature, ", want a number >= 0");
-  std::vector<int32_t> pending = tokenizer.encode(prompt);
+  std::vector<int32_t> pending = tokenizer.encode_prompt(prompt);
   AMOEBA_CHECK(!pending.empty(), "generate: the prompt is empty, want at least one character");
   const auto context = static_cast<size_t>(options.context);
   const at::NoGradGuard no_grad;
@@ -85,7 +85,7 @@ Generated generate(nn::Model& model, const formats::Tokenizer& tokenizer, std::s
     ++out.num_tokens;
     if (token == tokenizer.end_of_document()) break;
     pending = {token};
-    const std::string piece = tokenizer.decode(pending);
+    const std::string_view piece = tokenizer.token_text(token);
     if (options.on_text) options.on_text(piece);
     out.text += piece;
   }

@@ -34,7 +34,7 @@ LoadedModel load_model(FileSystem& files, const std::string& path, const LoadMod
   make_schema(loaded.config).apply(checkpoint.config, checkpoint.folder + "/manifest.json: config");
   if (!options.compute_backend.empty()) loaded.config.moe.compute_backend = options.compute_backend;
   set_num_threads(options.num_threads);
-  loaded.tokenizer = formats::make_tokenizer(loaded.config.data.tokenizer);
+  loaded.tokenizer = formats::make_tokenizer(files, loaded.config.data.tokenizer);
   loaded.model = std::make_unique<nn::Model>(
       make_model_config(loaded.config, loaded.tokenizer->vocab_size()),
       resolve_device(options.device), resolve_dtype(loaded.config.training.dtype),

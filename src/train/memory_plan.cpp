@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "base/text.h"
-#include "formats/tokenizer.h"
 #include "train/device.h"
 #include "train/model_config.h"
 
@@ -251,10 +250,10 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
   return plan;
 }
 
-MemoryPlan plan_memory(const RunConfig& config, at::DeviceType device) {
+MemoryPlan plan_memory(const RunConfig& config, int64_t tokenizer_vocab_size,
+                       at::DeviceType device) {
   const TrainingSection& training = config.training;
-  const auto tokenizer = formats::make_tokenizer(config.data.tokenizer);
-  return plan_memory(make_model_config(config, tokenizer->vocab_size()),
+  return plan_memory(make_model_config(config, tokenizer_vocab_size),
                      {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
                       device, training.loss_chunk_mib << 20});
 }

@@ -43,7 +43,8 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step);
 
 // Of a run's configuration, on a device as resolved from training.device.
-MemoryPlan plan_memory(const RunConfig& config, at::DeviceType device);
+MemoryPlan plan_memory(const RunConfig& config, int64_t tokenizer_vocab_size,
+                       at::DeviceType device);
 
 // "weights 1.0 GiB, gradients 1.0 GiB, ..."; parts of 0 bytes are left out.
 std::string describe(const MemoryPlan& plan);

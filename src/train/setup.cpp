@@ -17,7 +17,7 @@ at::Device prepare_device(const RunConfig& config) {
 Setup::Setup(FileSystem& files, const RunConfig& run_config)
     : config(run_config),
       device(prepare_device(config)),
-      tokenizer(formats::make_tokenizer(config.data.tokenizer)),
+      tokenizer(formats::make_tokenizer(files, config.data.tokenizer)),
       data(open_training_data(files, config, *tokenizer)),
       loader(data, config),
       model(make_model_config(config, tokenizer->vocab_size()), device,

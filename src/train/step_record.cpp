@@ -41,6 +41,7 @@ StepRecord make_step_record(const StepResult& result, const Interval& interval, 
   record.loss = result.loss;
   record.grad_norm = result.grad_norm;
   record.aux_loss = result.aux_loss;
+  record.z_loss = result.z_loss;
   record.rejected = result.rejected;
   const auto steps = static_cast<double>(interval.steps);
   record.tokens_per_second = static_cast<double>(interval.tokens) / interval.seconds;

@@ -81,6 +81,7 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
       size_(setup_.model.size(config.training.seq_len)) {}
 
 std::string backend_reason(const nn::ExpertChoice& choice, const std::string& asked) {
+  if (choice.backend == nullptr) return "every layer is dense";
   if (asked != "auto") return "asked for by moe.compute_backend";
   std::string reason = "first in the table that takes this problem";
   for (const nn::ExpertRefusal& refusal : choice.refusals) {
@@ -116,7 +117,7 @@ StartRecord Run::start_record() const {
   record.version = kVersion;
   record.command = context_.command;
   record.config = schema_.to_value();
-  record.backend = std::string(choice.backend->name);
+  record.backend = choice.backend == nullptr ? "none" : std::string(choice.backend->name);
   record.backend_reason = backend_reason(choice, config_.moe.compute_backend);
   record.device = device_name(setup_.device);
   record.machine = {{"threads", {static_cast<int64_t>(num_threads())}},
@@ -131,10 +132,15 @@ StartRecord Run::start_record() const {
 void Run::announce(const StartRecord& record) {
   const auto info = [&](const std::string& text) { context_.log(LogLevel::kInfo, text); };
   info(cat("device: ", record.device, ", ", config_.training.dtype));
+  const std::string experts =
+      setup_.model.num_moe_layers() == 0
+          ? ""
+          : cat(config_.moe.num_experts, " experts, top ", config_.moe.top_k, ", ");
   info(cat("model: ", format_count(size_.total), " parameters, ", format_count(size_.active),
-           " active, ", config_.model.num_layers, " layers, ", config_.moe.num_experts,
-           " experts, top ", config_.moe.top_k, ", vocabulary ", setup_.model.config().vocab_size));
-  const MemoryPlan memory = plan_memory(config_, setup_.device.type());
+           " active, ", config_.model.num_layers, " layers, ", experts, "vocabulary ",
+           setup_.model.config().vocab_size));
+  const MemoryPlan memory =
+      plan_memory(config_, setup_.tokenizer->vocab_size(), setup_.device.type());
   info(cat("memory: ", format_bytes(memory.total()), " predicted (", describe(memory), ")"));
   info(cat("experts: ", record.backend, " (", record.backend_reason, ")"));
   info(cat("data: ", format_count(setup_.loader.num_training_tokens()), " tokens to train on, ",
@@ -345,7 +351,8 @@ RunSummary Run::train() {
 void warn_of_memory(const RunConfig& config, RunContext& context) {
   const at::Device device = resolve_device(config.training.device);
   const int64_t capacity = memory_usage(device).capacity_bytes;
-  const MemoryPlan plan = plan_memory(config, device.type());
+  const auto tokenizer = formats::make_tokenizer(context.files, config.data.tokenizer);
+  const MemoryPlan plan = plan_memory(config, tokenizer->vocab_size(), device.type());
   if (capacity == 0 || plan.total() <= capacity) return;
   context.log(LogLevel::kWarning,
               cat("memory: ", device.str(), " has ", format_bytes(capacity), ", this run takes ",

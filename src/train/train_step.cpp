@@ -51,7 +51,7 @@ void backward(const at::Tensor& hidden, const at::Tensor& dhidden,
   RECORD_USER_SCOPE("backward");
   std::vector<at::Tensor> roots{hidden}, gradients{dhidden};
   for (const ModelLoss& loss : losses) {
-    if (loss.coeff == 0) continue;
+    if (loss.coeff == 0 || !loss.value.requires_grad()) continue;  // a dense model's is a constant
     roots.push_back(loss.value);
     gradients.push_back(at::full_like(loss.value, loss.coeff * share));
   }

@@ -25,7 +25,7 @@ import unittest
 BINARY = ""  # set by main
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
-VERBS = ["train", "find-lr", "generate", "eval", "config", "doctor"]
+VERBS = ["train", "find-lr", "generate", "eval", "config", "tokenizer", "data", "doctor"]
 BACKENDS = ["fused", "grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
 TIMEOUT = 60  # seconds until a process that hangs fails its test
 
@@ -158,6 +158,14 @@ class Usage(CliTest):
         ("config shwo", "'shwo'", "did you mean show?"),
         ("config presets extra", "'extra'"),
         ("config flavors extra", "'extra'"),
+        ("tokenizer", "action is missing", "train, encode, decode"),
+        ("tokenizer trian", "'trian'", "did you mean train?"),
+        ("tokenizer train --input text.txt", "--output is missing"),
+        ("tokenizer train --input text.txt --output t.json --vocab-size 9", "9", "257"),
+        ("tokenizer encode --tokenizer missing.json", "'missing.json'", "tokenizer.json"),
+        ("data", "action is missing", "prepare, info"),
+        ("data info", "--path is missing"),
+        ("data prepare --input text.txt", "--output is missing"),
         ("doctor extra", "'extra'"),
         ("doctor --frob", "'--frob'"),
         ("eval", "--checkpoint is missing"),
@@ -250,8 +258,10 @@ class Usage(CliTest):
     def test_help(self):
         for arguments in [["--help"], ["-h"], *([verb, "--help"] for verb in VERBS),
                           *(["config", action, "--help"]
-                            for action in ["show", "check", "keys", "presets",
-                                           "flavors"])]:
+                            for action in ["show", "check", "keys", "presets", "flavors"]),
+                          *(["tokenizer", action, "--help"]
+                            for action in ["train", "encode", "decode"]),
+                          *(["data", action, "--help"] for action in ["prepare", "info"])]:
             with self.subTest(arguments):
                 result = self.succeed(*arguments)
                 self.assertIn(b"usage: amoeba", result.out.lower())
@@ -302,6 +312,8 @@ class Config(CliTest):
     def test_check(self):
         self.assertEqual(self.succeed("config", "check", *TINY).out, b"ok\n")
         self.refuse(["config", "check", "--moe.top_k", "9"], USAGE, "moe.top_k is 9")
+        self.refuse(["config", "check", "--model.vocab_size", "200"], USAGE,
+                    "model.vocab_size: got 200, want at least 257")
 
     def test_keys(self):
         keys = self.succeed("config", "keys").out.decode()
@@ -425,6 +437,44 @@ class Data(CliTest):
                 steps = metrics_of(run, "step")
                 self.assertEqual([step["step"] for step in steps], [1, 2, 3, 4, 5, 6])
                 self.assertFalse(any(step["rejected"] for step in steps))
+
+    def test_a_tokenizer_of_ones_own(self):
+        self.succeed("tokenizer", "train", "--input", "text.txt", "--input", "other.txt",
+                     "--output", "made/bpe.json", "--vocab-size", 300, "--num-threads", 2)
+        prompt = "in the beginning"
+        ids = self.succeed("tokenizer", "encode", "--tokenizer", "made/bpe.json", "--text", prompt).out
+        self.assertLess(len(ids.split()), len(prompt) / 2)
+        decoded = subprocess.run([BINARY, "tokenizer", "decode", "--tokenizer", "made/bpe.json"],
+                                 cwd=self.folder, input=ids, capture_output=True, check=True)
+        self.assertEqual(decoded.stdout.decode(), prompt)
+
+        prepare = ["data", "prepare", "--tokenizer", "made/bpe.json", "--output", "prepared",
+                   "--input", "text.txt"]
+        self.succeed(*prepare)
+        self.refuse(prepare, DATA, "'prepared'", "exists already")
+        info = [json.loads(self.succeed("data", "info", "--tokenizer", "made/bpe.json", "--path", path)
+                           .out) for path in ("prepared", "text.txt")]
+        self.assertEqual(info[0]["text_bytes"], (self.folder / "text.txt").stat().st_size)
+        self.assertEqual(info[0] | {"path": ""}, info[1] | {"path": ""})
+        self.refuse(["train", "--config", "tiny.toml", "--data.path", "prepared"], DATA,
+                    "'prepared'", "'made/bpe.json'", "'bytes'")
+
+        steps = []
+        for path in ("prepared", "text.txt"):
+            run = self.folder / "runs" / f"bpe-{path}"
+            self.succeed("train", "--config", "tiny.toml", "--data.path", path, "--run.folder", run,
+                         "--data.tokenizer", "made/bpe.json", "--training.num_threads", 1)
+            steps.append([step["loss"] for step in metrics_of(run, "step")])
+        self.assertEqual(steps[0], steps[1])
+        # A token is several bytes, so its nats spread over them.
+        last = metrics_of(run, "validation")[-1]
+        self.assertLess(last["bits_per_byte"], last["loss"] / math.log(2) / 1.5)
+        self.assertGreater(last["bits_per_byte"], last["loss"] / math.log(2) / 6)
+        result = json.loads(self.succeed("eval", "--checkpoint", run).out)
+        self.assertAlmostEqual(result["bits_per_byte"], last["bits_per_byte"], places=4)
+        text = self.succeed("generate", "--checkpoint", run, "--prompt", prompt,
+                            "--num-tokens", 20).out
+        self.assertTrue(text.decode("utf-8", "replace").startswith(prompt))
 
     def test_output_below_a_file_or_where_nothing_can_be_made(self):
         for folder in ["text.txt/run", "text.txt", "/proc/amoeba"]:

@@ -47,6 +47,7 @@ path = ["text.txt"]
 STEP_TAGS = {
     "loss_metrics/global_avg_loss": "loss",
     "loss_metrics/aux_loss": "aux_loss",
+    "loss_metrics/z_loss": "z_loss",
     "grad_norm": "grad_norm",
     "lr": "lr",
     "throughput(tps)": "tokens_per_second",

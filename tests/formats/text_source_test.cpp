@@ -70,9 +70,12 @@ TEST(TextSource, EveryRangeAgreesWithTheWhole) {
             << begin << ", " << end;
       }
     }
-    for (int64_t index = 0, start = 0; index < n; ++index) {
-      EXPECT_EQ(source->document_start(index), start) << index;
-      if (whole[static_cast<size_t>(index)] == kEnd) start = index + 1;
+    for (int64_t begin = 0; begin < n; ++begin) {
+      for (int64_t end = begin; end <= n; ++end) {
+        int64_t want = begin + 1;
+        while (want < end && whole[static_cast<size_t>(want - 1)] != kEnd) ++want;
+        EXPECT_EQ(source->next_document(begin, end), std::min(want, end)) << begin << ", " << end;
+      }
     }
   }
 }
@@ -133,18 +136,20 @@ TEST(TextSource, RefusesRangesOutsideTheText) {
             "read '/text': tokens [-1, 1), want a range inside [0, 3)");
   EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { source->num_bytes(2, 1); }),
             "num_bytes '/text': tokens [2, 1), want a range inside [0, 3)");
-  EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { source->document_start(3); }),
-            "document_start '/text': tokens [3, 4), want a range inside [0, 3)");
+  EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { source->next_document(3, 4); }),
+            "next_document '/text': tokens [3, 4), want a range inside [0, 3)");
 }
 
 TEST(TextSource, RefusesOtherTokenizers) {
   class Letters final : public Tokenizer {
    public:
     std::string name() const override { return "letters"; }
+    std::string fingerprint() const override { return "letters"; }
     int64_t vocab_size() const override { return 27; }
     int32_t end_of_document() const override { return 26; }
     std::vector<int32_t> encode(std::string_view) const override { return {}; }
     std::string decode(const std::vector<int32_t>&) const override { return ""; }
+    std::string_view token_text(int32_t) const override { return ""; }
   };
   test::MemoryFileSystem files;
   EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { open_text(files, "/t", Letters(), ""); }),

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "support/errors.h"
+#include "support/memory_file_system.h"
 
 namespace amoeba::formats {
 namespace {
@@ -30,10 +31,24 @@ TEST(ByteTokenizer, DecodesIdsWithoutTextToNothing) {
             "decode: token id is -1, want at least 0");
 }
 
-TEST(MakeTokenizer, KnowsBytesAndListsTheNames) {
-  EXPECT_EQ(make_tokenizer("bytes")->name(), "bytes");
-  EXPECT_EQ(test::error_message(ErrorKind::kUsage, [] { make_tokenizer("bpe"); }),
-            "tokenizer 'bpe' is unknown, want one of: bytes");
+TEST(ByteTokenizer, TextOfOneToken) {
+  const ByteTokenizer tokenizer;
+  EXPECT_EQ(tokenizer.token_text('a'), "a");
+  EXPECT_EQ(tokenizer.token_text(255), "\xFF");
+  EXPECT_EQ(tokenizer.token_text(256), "");
+  EXPECT_EQ(tokenizer.token_text(-1), "");
+  EXPECT_TRUE(tokenizer.prefix().empty());
+  EXPECT_EQ(tokenizer.encode_prompt("ab"), tokenizer.encode("ab"));
+}
+
+TEST(MakeTokenizer, KnowsBytesAndFiles) {
+  test::MemoryFileSystem files;
+  EXPECT_EQ(make_tokenizer(files, "bytes")->name(), "bytes");
+  EXPECT_EQ(test::error_message(ErrorKind::kUsage, [&] { make_tokenizer(files, "bpe"); }),
+            "tokenizer 'bpe' is unknown, want bytes or the path of a tokenizer.json");
+  files.create_directories("/folder");
+  EXPECT_EQ(test::error_message(ErrorKind::kData, [&] { make_tokenizer(files, "/folder"); }),
+            "read '/folder/tokenizer.json': No such file or directory");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "amoeba/error.h"
 #include "base/error_word.h"
 #include "support/errors.h"
 #include "support/kernels/cases.h"
@@ -150,6 +151,32 @@ TEST(CpuVariants, AreChosenByNameOrBestFirst) {
   const std::string message = error_message(ErrorKind::kUsage, [&] { choose("fastest"); });
   EXPECT_NE(message.find("no CPU variant is named fastest, want auto"), std::string::npos);
   EXPECT_NE(message.find("reference"), std::string::npos);
+}
+
+TEST(CpuVariants, RefuseWithAReasonWhatOnlyTheReferenceTakes) {
+  const KernelCase c = small_case();
+  StoredExperts half(c, DType::kF16, make_values(c, DType::kF16), make_previous(c, DType::kF16));
+  StoredExperts single(c, DType::kF32, make_values(c, DType::kF32), make_previous(c, DType::kF32));
+  ExpertsArguments apart = single.arguments();
+  apart.x.stride[1] = 2;
+  ExpertsOptions fp8;
+  fp8.save = kernels::Save::kPreActivationsFp8;
+  for (const Variant& variant : kernels::cpu::variants()) {
+    const bool is_reference = variant.name == "reference";
+    EXPECT_EQ(variant.supports(half.arguments(), c.options).empty(), is_reference) << variant.name;
+    EXPECT_EQ(variant.supports(apart, c.options).empty(), is_reference) << variant.name;
+    EXPECT_EQ(variant.supports(single.arguments(), fp8).empty(), is_reference) << variant.name;
+    const auto choose = [&] {
+      kernels::cpu::choose_variant(half.arguments(), c.options, variant.name);
+    };
+    if (is_reference) {
+      choose();
+    } else {
+      EXPECT_NE(error_message(ErrorKind::kUsage, choose)
+                    .find(cat("experts: ", variant.name, " refuses: ")),
+                std::string::npos);
+    }
+  }
 }
 
 // Every variant: routing that contradicts itself sets the bit, gives zeros and breaks no guard.

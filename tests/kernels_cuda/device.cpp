@@ -72,8 +72,8 @@ void DeviceExperts::reset() {
 }
 
 void DeviceExperts::forward(cudaStream_t stream) {
-  cuda::experts_forward(variant_, arguments_, case_.options, y_, saved_.data,
-                        forward_scratch_.data, stream);
+  cuda::experts_forward(variant_, arguments_, case_.options, y_, saved_.data, forward_scratch_.data,
+                        stream);
 }
 
 void DeviceExperts::backward(cudaStream_t stream) {

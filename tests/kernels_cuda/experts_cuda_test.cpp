@@ -92,32 +92,51 @@ bool same_bits(const KernelResults& a, const KernelResults& b) {
 TEST(CudaVariants, KeepTheRowRule) {
   SKIP_WITHOUT_GPU();
   struct Prepared {
+    KernelCase c;
     KernelValues values, previous;
-    KernelResults exact, plain;
+    KernelResults exact;
+    PlainErrors plain;
   };
   size_t num_run = 0;
   for (const DType dtype : kDTypes) {
     std::vector<Prepared> prepared(cuda_cases().size());
     in_parallel(prepared.size(), [&](size_t i) {
-      const KernelCase& c = cuda_cases()[i];
       Prepared& p = prepared[i];
-      p.values = make_values(c, dtype);
-      p.previous = make_previous(c, c.gradient_dtype(dtype));
-      p.exact = oracle_experts(c, p.values, p.previous).results;
-      p.plain = run_cpu("reference", c, dtype, p.values, p.previous);
+      p.values = make_values(cuda_cases()[i], dtype);
+      p.c = with_clear_limit(cuda_cases()[i], p.values);
+      p.previous = make_previous(p.c, p.c.gradient_dtype(dtype));
+      p.exact = oracle_experts(p.c, p.values, p.previous).results;
+      p.plain = reference_errors(cuda_cases()[i], dtype, 1);
     });
+    // Violations by what one draw of the plain computation gives, to be judged by many: one draw of
+    // few rows samples the largest plain error badly.
+    struct Doubt {
+      size_t index;
+      std::string_view variant;
+      KernelResults actual;
+    };
+    std::vector<Doubt> doubts;
     for (size_t i = 0; i < prepared.size(); ++i) {
-      const KernelCase& c = cuda_cases()[i];
       const Prepared& p = prepared[i];
       for (const Variant& variant : cuda::variants()) {
-        if (!refusal(variant, c, dtype).empty()) continue;
-        const KernelResults actual = run_cuda(variant.name, c, dtype, p.values, p.previous);
-        EXPECT_EQ(compare_rows(c, dtype, actual, p.plain, p.exact), "") << variant.name << " " << c;
+        if (!refusal(variant, p.c, dtype).empty()) continue;
         ++num_run;
+        const KernelResults actual = run_cuda(variant.name, p.c, dtype, p.values, p.previous);
+        if (compare_rows(p.c, dtype, actual, p.plain, p.exact).empty()) continue;
+        doubts.push_back({i, variant.name, actual});
       }
     }
+    in_parallel(doubts.size(), [&](size_t i) {
+      prepared[doubts[i].index].plain = reference_errors(cuda_cases()[doubts[i].index], dtype, 40);
+    });
+    for (const Doubt& doubt : doubts) {
+      const Prepared& p = prepared[doubt.index];
+      EXPECT_EQ(compare_rows(p.c, dtype, doubt.actual, p.plain, p.exact), "")
+          << doubt.variant << " " << p.c;
+    }
+    EXPECT_LE(doubts.size(), cuda_cases().size() / 10);
   }
-  EXPECT_GE(num_run, 2 * cuda_cases().size());
+  EXPECT_GE(num_run, 3 * cuda_cases().size());
 }
 
 TEST(CudaVariants, ComputeIntegersToTheBit) {
@@ -130,7 +149,8 @@ TEST(CudaVariants, ComputeIntegersToTheBit) {
     });
     std::vector<ExactProblem> problems(cases.size());
     in_parallel(cases.size(), [&](size_t i) {
-      problems[i] = make_exact_problem(cases[i], make_previous(cases[i], cases[i].gradient_dtype(dtype)));
+      problems[i] =
+          make_exact_problem(cases[i], make_previous(cases[i], cases[i].gradient_dtype(dtype)));
     });
     for (size_t i = 0; i < cases.size(); ++i) {
       const KernelCase& c = cases[i];
@@ -260,9 +280,9 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
       for (int left_out = 0; left_out < 8; ++left_out) {
         DeviceExperts experts(c, dtype, values, previous, variant.name);
         kernels::ExpertsGradients& g = experts.gradients();
-        kernels::View* views[] = {&g.dx,       &g.dscores,          &g.dgate_up[0],
+        kernels::View* views[] = {&g.dx,          &g.dscores,          &g.dgate_up[0],
                                   &g.dgate_up[1], &g.dgate_up_bias[0], &g.dgate_up_bias[1],
-                                  &g.ddown,    &g.ddown_bias};
+                                  &g.ddown,       &g.ddown_bias};
         if (views[left_out]->data == nullptr) continue;
         views[left_out]->data = nullptr;
         experts.forward(nullptr);
@@ -270,9 +290,14 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
         const KernelResults some = experts.results();
         const bool both_in_one = c.options.layout != kernels::GateUpLayout::kSeparate;
         const std::vector<size_t> unwritten[] = {
-            {1}, {2}, both_in_one ? std::vector<size_t>{3, 4} : std::vector<size_t>{3},
-            {4}, both_in_one ? std::vector<size_t>{6, 7} : std::vector<size_t>{6},
-            {7}, {5}, {8}};
+            {1},
+            {2},
+            both_in_one ? std::vector<size_t>{3, 4} : std::vector<size_t>{3},
+            {4},
+            both_in_one ? std::vector<size_t>{6, 7} : std::vector<size_t>{6},
+            {7},
+            {5},
+            {8}};
         for (size_t at = 1; at < KernelResults::kCount; ++at) {
           const auto& list = unwritten[left_out];
           if (std::find(list.begin(), list.end(), at) != list.end()) continue;

@@ -35,8 +35,9 @@ RouteResults run_route(const View& ids, int64_t num_experts) {
     at += size;
     return part;
   };
-  kernels::RouteArguments arguments = {ids, num_experts, take(num_experts), take(num_experts + 1),
-                                       take(slots), take(slots), take(1)};
+  kernels::RouteArguments arguments = {
+      ids,         num_experts, take(num_experts), take(num_experts + 1), take(slots),
+      take(slots), take(1)};
   const int32_t before = kErrorNanLogit;  // bits of others stay
   check(cudaMemcpy(arguments.error, &before, 4, cudaMemcpyDefault));
   cuda::route(arguments, scratch.data(), nullptr);

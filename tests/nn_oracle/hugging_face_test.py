@@ -25,6 +25,7 @@ except ImportError as error:
 BATCH, LENGTH, VOCAB, DIM, HEADS = 2, 13, 37, 42, 6
 NUM_ANGLES = 64  # positions of the rotary tables: further on, their fp32 angles are too coarse
 BOUND = 2e-5  # of each tensor, relative to its largest value
+ROW_BOUND = 2e-4  # of a row, relative to its own largest value: small rows lose digits
 FAULT = 1e-3  # what a planted fault must exceed
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5,
         "original_max_position_embeddings": 16, "mscale": 0.7, "mscale_all_dim": 0.7}
@@ -203,6 +204,16 @@ def errors_of(ours, theirs):
     return out
 
 
+def worst_row(ours, theirs):
+    """Largest difference of a row relative to that row's largest value; rows of zeros must be zeros."""
+    rows = [values.reshape(-1, values.shape[-1]) if values.dim() else values.view(1, 1)
+            for values in (ours, theirs)]
+    largest = rows[1].abs().amax(1)
+    error = (rows[0] - rows[1]).abs().amax(1)
+    assert (error[largest == 0] == 0).all()
+    return (error / largest)[largest > 0].max().item()
+
+
 def planted_faults(kind, config, tensors):
     """(what, config, tensors) that must not agree: a comparison that passes them proves nothing."""
     yield "theta", config | {"rope_theta": 120.0}, tensors
@@ -234,7 +245,10 @@ def check(oracle, title, kind, options):
         tensors["expert_bias"] = torch.stack(bias) if bias else torch.zeros(num_moe_layers,
                                                                            config["num_experts"])
     theirs = run_theirs(model, tokens, targets, head_dim)
-    errors = errors_of(run_ours(oracle, config, tensors), theirs)
+    ours = run_ours(oracle, config, tensors)
+    errors = errors_of(ours, theirs)
+    rows = {name: worst_row(ours[name], want) for name, want in theirs.items()}
+    worst_gradient = max((name for name in rows if name.startswith("gradient.")), key=rows.get)
     per_kind = {}  # gradients, the worst of all layers
     for name, error in errors.items():
         if name.startswith("gradient."):
@@ -242,10 +256,14 @@ def check(oracle, title, kind, options):
             per_kind[name] = max(error, per_kind.get(name, 0))
     print(f"{title}: logits {errors['logits']:.1e}, loss {errors['loss']:.1e}, rotary table "
           f"{max(errors['rope.cos'], errors['rope.sin']):.1e}, worst gradient {max(per_kind.values()):.1e}")
+    print(f"  relative to the row's largest value, the worst row: logits {rows['logits']:.1e}, gradients "
+          f"{rows[worst_gradient]:.1e} ({worst_gradient.removeprefix('gradient.')})")
     print("  gradients: " + ", ".join(f"{name} {error:.1e}" for name, error in per_kind.items()))
     failed = {name: error for name, error in errors.items() if not error <= BOUND}
+    failed |= {f"{name}, worst row": error for name, error in rows.items() if not error <= ROW_BOUND}
     for name, error in failed.items():
-        print(f"  FAILED {name}: {error:.1e}, want at most {BOUND:.0e}")
+        print(f"  FAILED {name}: {error:.1e}, want at most "
+              f"{ROW_BOUND if name.endswith('row') else BOUND:.0e}")
     faults = list(planted_faults(kind, config, tensors))
     for what, bad_config, bad_tensors in faults:
         found = max(errors_of(run_ours(oracle, bad_config, bad_tensors), theirs).values())

@@ -103,7 +103,7 @@ class Values(unittest.TestCase):
                 module, x, _ = make(4, 12, 20, 9, backend)
                 module(x, counts)
             self.assertEqual(calls, ["fused", "fused", "for_loop", "batched_mm_padded"])
-            with mock.patch.object(adapter, "serves", lambda device: False):
+            with mock.patch.object(adapter, "serves", lambda x: False):
                 module, x, _ = make(6, 16, 24, 16, "auto")
                 module(x, torch.tensor([0, 3, 5, 1, 0, 7]))
         self.assertEqual(len(calls), 4)

@@ -4,13 +4,16 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "amoeba/error.h"
 #include "amoeba/model.h"
+#include "base/text.h"
 #include "support/errors.h"
 #include "support/memory_file_system.h"
 #include "train/model_config.h"
@@ -129,6 +132,38 @@ TEST(FlavorSizes, FollowTheFormula) {
     EXPECT_EQ(size.total, want.total);
     EXPECT_EQ(size.active, want.active);
     EXPECT_EQ(size.sparse, want.sparse);
+  }
+}
+
+// Standard deviations by name: what writes to the stream, gates and w3 shrink with depth.
+TEST(FlavorInit, IsTheOrigins) {
+  const std::set<std::string> shrinking = {"wo", "w2", "w3", "gate"};
+  for (const std::string name : {"671B", "10B_2B", "AGPT_2B_50K_MOE_sdpa"}) {
+    const nn::ModelConfig config = model_of(name);
+    const nn::Model model(config, at::kMeta, at::kFloat, /*seed=*/0);
+    for (const auto& parameter : model.store().parameters()) {
+      SCOPED_TRACE(name + " " + parameter->name);
+      const std::vector<std::string> parts = split(parameter->name, '.');
+      const bool has_suffix = parts.back() == "weight";
+      const std::string& last = parts[parts.size() - (has_suffix ? 2 : 1)];
+      const nn::Init& init = parameter->init;
+      if (last.ends_with("norm")) {
+        EXPECT_EQ(init.kind, nn::Init::Kind::kOnes);
+      } else if (last == "tok_embeddings") {
+        EXPECT_EQ(init.kind, nn::Init::Kind::kNormal);
+        EXPECT_EQ(init.std, 1.0);
+      } else if (last == "output") {
+        const double std = 1.0 / std::sqrt(static_cast<double>(config.attention.dim));
+        EXPECT_EQ(init.kind, nn::Init::Kind::kTruncatedNormal);
+        EXPECT_EQ(init.std, std);
+        EXPECT_EQ(init.cutoff, 3.0 * std);
+      } else {
+        const double depth = std::sqrt(2.0 * (std::stod(parts[1]) + 1.0));
+        EXPECT_EQ(init.kind, nn::Init::Kind::kTruncatedNormal);
+        EXPECT_EQ(init.std, config.init_std / (shrinking.contains(last) ? depth : 1.0));
+        EXPECT_EQ(init.cutoff, 2.0);
+      }
+    }
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "amoeba/error.h"
 #include "base/text.h"
+#include "formats/tokenizer.h"
 #include "support/torch/memory.h"
 #include "train/device.h"
 #include "train/lab.h"
@@ -101,7 +102,7 @@ TEST_P(PlannedMemory, IsThePeakOfTheTensors) {
       CountedMemory memory;
       lab.run(config);
       const int64_t peak = memory.peak_bytes();
-      const MemoryPlan plan = plan_memory(config, at::kCPU);
+      const MemoryPlan plan = plan_memory(config, formats::ByteTokenizer().vocab_size(), at::kCPU);
       const double ratio = static_cast<double>(plan.tensors()) / static_cast<double>(peak);
       std::printf("%-46s %-8s %-9s %-8s predicted %9s, tensors %9s: %.3f\n", c.name.c_str(),
                   backend.c_str(), mode.c_str(), dtype.c_str(),
@@ -124,7 +125,7 @@ TEST(MemoryPlan, ModesOrderAndPersistentPartsAreExact) {
   std::vector<MemoryPlan> plans;
   for (const std::string mode : {"full", "selective", "none"}) {
     config.training.activation_checkpoint = mode;
-    plans.push_back(plan_memory(config, at::kCUDA));
+    plans.push_back(plan_memory(config, formats::ByteTokenizer().vocab_size(), at::kCUDA));
     const MemoryPlan& plan = plans.back();
     EXPECT_EQ(plan.weights, 4 * kParameters);
     EXPECT_EQ(plan.gradients, 4 * kParameters);
@@ -138,7 +139,7 @@ TEST(MemoryPlan, ModesOrderAndPersistentPartsAreExact) {
   EXPECT_GT(plans[0].backward, plans[2].backward);  // a block computed again
 
   config.training.dtype = "float32";
-  EXPECT_EQ(plan_memory(config, at::kCPU).shadow, 0);
+  EXPECT_EQ(plan_memory(config, formats::ByteTokenizer().vocab_size(), at::kCPU).shadow, 0);
 }
 
 TEST(MemoryPlan, DescriptionLeavesOutNothings) {
@@ -169,8 +170,10 @@ TEST(Train, SaysWhatItWillTake) {
                                                {"training.device", "cpu"},
                                                {"checkpoint.enable", "false"}});
   lab.run(config);
-  const std::string want =
-      cat("memory: ", format_bytes(plan_memory(config, at::kCPU).total()), " predicted (weights ");
+  const std::string want = cat(
+      "memory: ",
+      format_bytes(plan_memory(config, formats::ByteTokenizer().vocab_size(), at::kCPU).total()),
+      " predicted (weights ");
   EXPECT_NE(lab.log.find(want), std::string::npos) << lab.log;
 }
 

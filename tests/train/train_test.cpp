@@ -46,6 +46,8 @@ TEST(Train, LossFallsAndEverythingIsWritten) {
     int64_t rows = 0;
     for (int64_t load : step.experts[1].load) rows += load;
     EXPECT_EQ(rows, 8 * 32 * 2);  // both micro-batches, top 2
+    EXPECT_GT(step.aux_loss, 0.9);
+    EXPECT_NEAR(step.z_loss, std::pow(std::log(4.0), 2), 1.0);  // 4 experts, small logits
     EXPECT_FALSE(step.rejected);
   }
 }
@@ -282,6 +284,32 @@ TEST(Train, EveryBackendTrains) {
     EXPECT_EQ(history.starts[0].backend, backend);
     EXPECT_LT(history.steps.back().loss, history.steps.front().loss - 1.0) << backend;
   }
+}
+
+// Neither an expert backend nor router losses: all coefficients are at their defaults.
+TEST(Train, AModelWithoutExpertsTrainsAndResumes) {
+  RunConfig config = small_config();
+  config.model.num_dense_layers = config.model.num_layers;
+  config.model.dense_hidden_dim = 40;
+  config.moe.z_loss_coeff = 1e-3;
+  config.training.activation_checkpoint = "full";
+  config.checkpoint.interval = 6;
+  config.metrics.report = true;
+  config.metrics.tensorboard = true;
+  Lab whole, first;
+  const RunSummary summary = whole.run(config);
+  EXPECT_NE(whole.log.find("experts: none (every layer is dense)"), std::string::npos) << whole.log;
+  EXPECT_NE(whole.log.find(" 2 layers, vocabulary 264"), std::string::npos) << whole.log;
+  const auto history = train::read_metrics(whole.files, "/run/metrics.jsonl");
+  EXPECT_EQ(history.starts[0].backend, "none");
+  EXPECT_LT(history.steps.back().loss, history.steps.front().loss - 0.5);
+  for (const train::StepRecord& step : history.steps) EXPECT_TRUE(step.experts.empty());
+
+  first.stop_after = 5;  // after six steps
+  EXPECT_EQ(first.run(config).step, 6);
+  first.stop_after = -1;
+  config.checkpoint.resume = "auto";
+  EXPECT_EQ(first.contents(first.run(config).checkpoint), whole.contents(summary.checkpoint));
 }
 
 TEST(Train, AFolderWithCheckpointsIsNotTakenOver) {

@@ -21,12 +21,18 @@ constexpr int32_t kEnd = 1000000;  // end of document
 // bytes, which catches a count of tokens where bytes are meant.
 class ListSource final : public TokenSource {
  public:
-  ListSource(std::string name, std::vector<int32_t> tokens)
-      : name_(std::move(name)), tokens_(std::move(tokens)) {}
+  // A document begins behind each kEnd and at each of `documents`.
+  ListSource(std::string name, std::vector<int32_t> tokens, std::set<int64_t> documents = {})
+      : name_(std::move(name)), tokens_(std::move(tokens)), documents_(std::move(documents)) {}
   const std::string& name() const override { return name_; }
   int64_t num_tokens() const override { return static_cast<int64_t>(tokens_.size()); }
   int64_t num_documents() const override { return 1; }
-  int64_t document_start(int64_t) const override { return 0; }
+  int64_t next_document(int64_t begin, int64_t end) const override {
+    for (int64_t i = begin + 1; i < end; ++i) {
+      if (tokens_.at(static_cast<size_t>(i - 1)) == kEnd || documents_.contains(i)) return i;
+    }
+    return end;
+  }
   int64_t num_bytes(int64_t begin, int64_t end) const override {
     int64_t bytes = 0;
     for (int64_t i = begin; i < end; ++i) bytes += bytes_of(tokens_.at(static_cast<size_t>(i)));
@@ -40,6 +46,7 @@ class ListSource final : public TokenSource {
  private:
   std::string name_;
   std::vector<int32_t> tokens_;
+  std::set<int64_t> documents_;
 };
 
 // Tokens first, first + 1, ...; with `document` > 0 every document-th is an end of document.
@@ -406,6 +413,23 @@ TEST(ValidationSet, TrainingNeverSeesItsTargets) {
   EXPECT_EQ(*held_out.begin(), 70);
 }
 
+// Megatron's index may part documents that no end-of-document token ends.
+TEST(ValidationSet, DocumentsEndWhereTheSourceSays) {
+  const Sources sources = make_sources(std::make_unique<ListSource>(
+      "list", std::vector<int32_t>{10, 11, 12, 13, 14, 15, 16, 17}, std::set<int64_t>{0, 2, 3, 7}));
+  const ValidationSet set(sources, make_config(4, 1, 1, 1.0), kEnd);
+  ASSERT_EQ(set.num_windows(), 2);
+  const auto [rows, num_bytes] = set.batch(0, 2);
+  EXPECT_EQ(rows.tokens, (std::vector<int32_t>{kEnd, 10, 11, 12, 13, 14, 15, 16}));
+  EXPECT_EQ(rows.targets, (std::vector<int32_t>{10, 11, -100, -100, 14, 15, 16, -100}));
+  EXPECT_EQ(rows.positions, (std::vector<int32_t>{0, 1, 2, 0, 0, 1, 2, 3}));
+  EXPECT_EQ(rows.segments, (std::vector<Segment>{{0, 0, 3}, {0, 3, 1}, {1, 0, 4}}));
+  EXPECT_EQ(rows.valid_tokens, 5);
+  int64_t want = 0;
+  for (const int32_t target : {10, 11, 14, 15, 16}) want += ListSource::bytes_of(target);
+  EXPECT_EQ(num_bytes, want);
+}
+
 TEST(ValidationSet, CountsTheBytesOfValidTargetsOnly) {
   // Held out: tokens 4 to 9. The first input ends a document, so its target is ignored.
   const Sources sources = make_sources(std::make_unique<ListSource>(
@@ -513,7 +537,7 @@ TEST(OpenData, ReadsTheFilesOfTheConfiguration) {
   RunConfig config = make_config(10, 2, 4, 0.1);
   EXPECT_EQ(
       test::error_message(ErrorKind::kUsage, [&] { open_training_data(files, config, tokenizer); }),
-      "data.path is empty, want at least one text file");
+      "data.path is empty, want at least one file");
   config.data.path = {"/a", "/b"};
   const TrainingData data = open_training_data(files, config, tokenizer);
   EXPECT_EQ(data.end_of_document, 256);

@@ -34,6 +34,7 @@ StepRecord full_step(int64_t step) {
   record.tokens_seen = 4096 * step;
   record.rejected = true;
   record.aux_loss = 0.0625;
+  record.z_loss = 4.25;
   record.dropped_rows = 4;
   record.padding_ratio = 0.375;
   record.expert_calls = 8;
@@ -82,7 +83,7 @@ TEST(Metrics, StepLineIsTheDocumentedOne) {
       R"("tokens_per_second":18000.0,"step_seconds":0.5,"data_seconds":0.125,"tflops":0.75,)"
       R"("mfu":41.5,"memory_bytes":1,"memory_reserved_bytes":2,"memory_peak_bytes":3,)"
       R"("memory_percent":2.5,"tokens_seen":8192,"rejected":true,"aux_loss":0.0625,)"
-      R"("dropped_rows":4,"padding_ratio":0.375,"expert_calls":8,"host_syncs":5,"saved_bytes":6,)"
+      R"("z_loss":4.25,"dropped_rows":4,"padding_ratio":0.375,"expert_calls":8,"host_syncs":5,"saved_bytes":6,)"
       R"("experts":[{"layer":1,"load":[3,0,1],"max_over_mean":2.25,"empty":1}]})"
       "\n");
 }
@@ -102,6 +103,14 @@ TEST(Metrics, NumbersThatAreNotFiniteAreNullAndComeBackMissing) {
   EXPECT_TRUE(std::isnan(history.steps.at(0).loss));
   EXPECT_TRUE(std::isnan(history.steps.at(0).grad_norm));
   EXPECT_TRUE(std::isnan(history.steps.at(0).mfu));
+}
+
+TEST(Metrics, ALineWithoutTheZLossIsRead) {
+  std::string line = step_line(1);
+  const std::string key = "\"z_loss\":4.25,";
+  EXPECT_EQ(parse_metrics(line, "m").steps.at(0).z_loss, 4.25);
+  line.erase(line.find(key), key.size());
+  EXPECT_TRUE(std::isnan(parse_metrics(line, "m").steps.at(0).z_loss));
 }
 
 TEST(Metrics, BalanceOfExperts) {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "amoeba/error.h"
-#include "formats/tokenizer.h"
 #include "support/errors.h"
 
 namespace amoeba::train {
@@ -92,6 +91,17 @@ TEST(RunConfig, RefusesContradictions) {
        "model.qk_rope_head_dim is 33, want an even number"},
       {[](RunConfig& c) {
          c.model.attention = "mla";
+         c.model.v_head_dim = 193;
+       },
+       "model.v_head_dim is 193 and model.qk_nope_head_dim and model.qk_rope_head_dim make keys "
+       "192 wide, want no more"},
+      {[](RunConfig& c) {
+         c.model.rope_theta = 1.0;
+         c.model.rope_factor = 4.0;
+       },
+       "model.rope_theta is 1 and model.rope_factor is 4, want a base above 1 to stretch"},
+      {[](RunConfig& c) {
+         c.model.attention = "mla";
          c.model.qk_norm = true;
        },
        "model.qk_norm is true and model.attention is 'mla', want gqa, or no normalised heads"},
@@ -136,7 +146,7 @@ TEST(RunConfig, RefusesContradictions) {
       {[](RunConfig& c) {
          c.data.path = {"a", ""};
        },
-       "data.path[1] is empty, want the path of a text file"},
+       "data.path[1] is empty, want the path of a file"},
       {[](RunConfig& c) { c.checkpoint.keep_latest_k = 1; },
        "checkpoint.keep_latest_k is 1: 0 keeps all, 2 or more keep the latest"},
       {[](RunConfig& c) {
@@ -182,8 +192,6 @@ TEST(RunConfig, RefusesContradictions) {
       {[](RunConfig& c) { c.training.activation_checkpoint = "ful"; },
        "'training.activation_checkpoint' got 'ful', want one of none, full, selective; did you "
        "mean 'full'?"},
-      {[](RunConfig& c) { c.data.tokenizer = "byte"; },
-       "'data.tokenizer' got 'byte', want one of bytes; did you mean 'bytes'?"},
       {[](RunConfig& c) { c.moe.compute_backend = "grouped"; },
        "'moe.compute_backend' got 'grouped', want one of auto, grouped_mm, batched_mm_padded, "
        "batched_mm_capacity, for_loop"},
@@ -253,18 +261,6 @@ TEST(RunConfig, NamesTheSuccessorsOfRetiredSpellings) {
     formats::Schema schema = make_schema(config);
     EXPECT_EQ(error_message(ErrorKind::kUsage, [&] { schema.apply_override(c.path, c.text); }),
               "command line: " + c.want);
-  }
-}
-
-TEST(RunConfig, TokenizerChoicesAreThoseThatExist) {
-  RunConfig config;
-  const formats::Schema schema = make_schema(config);
-  for (const formats::Key& key : schema.keys()) {
-    if (key.path != "data.tokenizer") continue;
-    ASSERT_FALSE(key.choices.empty());
-    for (const std::string& name : key.choices) {
-      EXPECT_EQ(formats::make_tokenizer(name)->name(), name);
-    }
   }
 }
 

@@ -21,6 +21,7 @@ TEST(Tensorboard, AStepGivesItsScalarsUnderTorchtitansTags) {
   StepRecord record;
   record.loss = 2.5;
   record.aux_loss = 1.25;
+  record.z_loss = 3.5;
   record.grad_norm = 0.5;
   record.lr = 1e-3;
   record.tokens_per_second = 1000;
@@ -35,6 +36,7 @@ TEST(Tensorboard, AStepGivesItsScalarsUnderTorchtitansTags) {
   EXPECT_EQ(by_tag(to_scalars(record)),
             (std::map<std::string, double>{{"loss_metrics/global_avg_loss", 2.5},
                                            {"loss_metrics/aux_loss", 1.25},
+                                           {"loss_metrics/z_loss", 3.5},
                                            {"grad_norm", 0.5},
                                            {"lr", 1e-3},
                                            {"throughput(tps)", 1000},

@@ -82,7 +82,23 @@ std::string refuse_sm90(const ExpertsArguments& arguments, const ExpertsOptions&
   const int capability = compute_capability();
   if (capability == 0) return "there is no CUDA device";
   if (capability != 90) return cat("the device has compute capability ", capability, ", want 9.0");
-  return refuse_problem(arguments, options);
+  const std::string reason = refuse_problem(arguments, options);
+  if (!reason.empty()) return reason;
+  const Matrices weights = parameters_of(arguments, options);
+  const bool up_first = is_up_first(weights.gate, weights.up);
+  const Stored gate_up = up_first ? stored_gate_up(weights.up, weights.gate)
+                                  : stored_gate_up(weights.gate, weights.up);
+  if (gate_up.matrix.pairing == device::Pairing::kColumnBlocks) {
+    return "gate_up is transposed with gate and up apart, want them apart by row or interleaved";
+  }
+  constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
+  for (const device::Matrix& matrix : {gate_up.matrix, stored_down(weights.down).matrix}) {
+    if (matrix.row_stride <= 0 || matrix.expert_stride <= 0 ||
+        std::max(matrix.expert_stride, matrix.up_offset) >= kMaxStride) {
+      return "a stride of the weights is negative, zero or 2^40 bytes or more";
+    }
+  }
+  return "";
 }
 
 struct Implementation {
@@ -91,7 +107,8 @@ struct Implementation {
   const Products<fp16>& (*products_fp16)();
 };
 
-const Implementation kImplementations[] = {  // best first
+const Implementation kImplementations[] = {
+    // best first
     {{"sm90", "warp groups that copy and warp groups that compute with wgmma, bf16 and fp16",
       refuse_sm90},
      sm90_products<bf16>,
@@ -163,7 +180,9 @@ class Call {
         options_(options),
         sizes_(sizes_of(arguments)),
         weights_(parameters_of(arguments, options)),
-        gate_up_(stored_gate_up(weights_.gate, weights_.up)),
+        up_first_(is_up_first(weights_.gate, weights_.up)),
+        gate_up_(up_first_ ? stored_gate_up(weights_.up, weights_.gate)
+                           : stored_gate_up(weights_.gate, weights_.up)),
         down_(stored_down(weights_.down)),
         grouping_(grouping),
         products_(products_of<T>(variant)),
@@ -230,8 +249,8 @@ class Call {
     device::GateUpRule<T> rule;
     rule.activation.clamped = clamped;
     rule.activation.alpha = clamped ? static_cast<float>(options_.alpha) : 1.0f;
-    rule.activation.limit = clamped ? static_cast<float>(options_.limit)
-                                    : std::numeric_limits<float>::infinity();
+    rule.activation.limit =
+        clamped ? static_cast<float>(options_.limit) : std::numeric_limits<float>::infinity();
     rule.activation.shift = clamped ? 1.0f : 0.0f;
     rule.bias[0] = static_cast<const T*>(weights_.gate_bias.data);
     rule.bias[1] = static_cast<const T*>(weights_.up_bias.data);
@@ -240,6 +259,7 @@ class Call {
     rule.row_weight = weight_before();
     rule.hidden = sizes_.hidden_dim;
     rule.pairs = gate_up_.pairs;
+    rule.up_first = up_first_;
     return rule;
   }
 
@@ -318,8 +338,8 @@ class Call {
     if (gradients.dscores.data != nullptr) epilogue.score_parts = scratch.score_parts;
     epilogue.num_parts = num_score_parts(sizes_);
     products_.hidden_gradient(p, epilogue, launch(!down_.transposed));
-    const bool wants_bias = gradients.dgate_up_bias[0].data != nullptr ||
-                            gradients.dgate_up_bias[1].data != nullptr;
+    const bool wants_bias =
+        gradients.dgate_up_bias[0].data != nullptr || gradients.dgate_up_bias[1].data != nullptr;
     if (scratch.dpre == nullptr || !wants_bias) return;
     // Bias gradients alone are not weighted before the experts: rare enough for a second pass.
     epilogue.dz = static_cast<T*>(scratch.dpre);
@@ -334,6 +354,7 @@ class Call {
     device::GroupedProduct p = product(rows_a, rows_b);
     p.m = m;
     p.n = n;
+    p.k = sizes_.num_rows;
     if (sizes_.num_experts > 0) products_.weight_gradient(p, epilogue, launch(true));
   }
 
@@ -362,28 +383,30 @@ class Call {
 
   void gate_up_gradient(const BackwardScratch& scratch, const Matrices& out, bool accumulate) {
     const device::Matrix dz = own_rows<T>(scratch.dz, 2 * sizes_.hidden_dim);
-    if (out.gate.data != nullptr || out.up.data != nullptr) {
-      const Stored stored = stored_gate_up(out.gate, out.up);
-      const DType dtype = out.gate.data != nullptr ? out.gate.dtype : out.up.dtype;
-      const typename Products<T>::WeightGradient epilogue = {
-          stored.matrix, dtype == DType::kF32, accumulate, out.gate.data == nullptr,
-          out.up.data == nullptr};
+    const Matrix& first = up_first_ ? out.up : out.gate;
+    const Matrix& second = up_first_ ? out.gate : out.up;
+    if (first.data != nullptr || second.data != nullptr) {
+      const Stored stored = stored_gate_up(first, second);
+      const DType dtype = first.data != nullptr ? first.dtype : second.dtype;
+      const typename Products<T>::WeightGradient epilogue = {stored.matrix, dtype == DType::kF32,
+                                                             accumulate, first.data == nullptr,
+                                                             second.data == nullptr};
       stored.transposed
           ? weight_gradient(gathered_x(), sizes_.model_dim, dz, 2 * sizes_.hidden_dim, epilogue)
           : weight_gradient(dz, 2 * sizes_.hidden_dim, gathered_x(), sizes_.model_dim, epilogue);
     }
-    if (out.gate_bias.data != nullptr || out.up_bias.data != nullptr) {
-      const bool has_gate = out.gate_bias.data != nullptr;
+    const Matrix& first_bias = up_first_ ? out.up_bias : out.gate_bias;
+    const Matrix& second_bias = up_first_ ? out.gate_bias : out.up_bias;
+    if (first_bias.data != nullptr || second_bias.data != nullptr) {
+      const bool has_first = first_bias.data != nullptr;
       ColumnSums sums;
-      sums.rows = scratch.dpre == nullptr
-                      ? dz
-                      : own_rows<T>(scratch.dpre, 2 * sizes_.hidden_dim);
+      sums.rows = scratch.dpre == nullptr ? dz : own_rows<T>(scratch.dpre, 2 * sizes_.hidden_dim);
       sums.num_columns = 2 * sizes_.hidden_dim;
-      sums.out = has_gate ? stored_bias(out.gate_bias, out.up_bias) : stored_bias(out.up_bias, {});
+      sums.out = has_first ? stored_bias(first_bias, second_bias) : stored_bias(second_bias, {});
       sums.blocks = !gate_up_.pairs;
       sums.pairs = gate_up_.pairs;
-      sums.skip_gate = !has_gate;
-      sums.skip_up = out.up_bias.data == nullptr;
+      sums.skip_gate = !has_first;
+      sums.skip_up = second_bias.data == nullptr;
       sums.accumulate = accumulate;
       sum_columns<T>(sums, grouping_, sizes_.num_experts, stream_);
     }
@@ -425,6 +448,7 @@ class Call {
   const ExpertsOptions& options_;
   Sizes sizes_;
   Matrices weights_;
+  bool up_first_;
   Stored gate_up_;
   Stored down_;
   Grouping grouping_;
@@ -460,7 +484,8 @@ void check_gradient_views(const ExpertsGradients& gradients, const ExpertsArgume
   const Matrices weights = parameters_of(arguments, options);
   AMOEBA_CHECK(out.gate.data == nullptr || stored_gate_up(out.gate, out.up).pairs ==
                                                stored_gate_up(weights.gate, weights.up).pairs,
-               kOperation, ": dgate_up is interleaved inside rows and gate_up is not, or vice versa");
+               kOperation,
+               ": dgate_up is interleaved inside rows and gate_up is not, or vice versa");
 }
 
 }  // namespace

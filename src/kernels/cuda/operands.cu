@@ -1,5 +1,7 @@
 #include "kernels/cuda/operands.h"
 
+#include <cstdlib>
+
 #include "amoeba/error.h"
 
 namespace amoeba::kernels::cuda {
@@ -23,7 +25,8 @@ bool same_strides(const Matrix& a, const Matrix& b) {
 bool is_aligned(const void* data, int64_t stride0, int64_t stride1, DType dtype) {
   const int64_t bytes = bytes_of(dtype);
   return reinterpret_cast<uintptr_t>(data) % kChunkBytes == 0 &&
-         stride0 * bytes % kChunkBytes == 0 && stride1 * bytes % kChunkBytes == 0;
+         stride0 * bytes % kChunkBytes == 0 && stride1 * bytes % kChunkBytes == 0 &&
+         std::abs(stride1) * bytes <= device::kMaxRowStride;
 }
 
 std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_stride,
@@ -33,22 +36,26 @@ std::string refuse_strides(const char* name, const Matrix& matrix, int64_t row_s
                matrix.stride[2], ")");
   }
   if (!is_aligned(matrix.data, matrix.stride[0], row_stride, matrix.dtype)) {
-    return cat(name, " is not aligned to 16 bytes in its start and strides");
+    return cat(name,
+               " is not aligned to 16 bytes in its start and strides, or its rows are more than 64 "
+               "MiB apart");
   }
   return "";
 }
 
 }  // namespace
 
-Stored stored_gate_up(const Matrix& gate, const Matrix& up) {
-  const bool has_both = gate.data != nullptr && up.data != nullptr;
-  const Matrix& given = gate.data != nullptr ? gate : up;
+bool is_up_first(const Matrix& gate, const Matrix& up) { return distance(gate, up) < 0; }
+
+Stored stored_gate_up(const Matrix& first, const Matrix& second) {
+  const bool has_both = first.data != nullptr && second.data != nullptr;
+  const Matrix& given = first.data != nullptr ? first : second;
   const int64_t bytes = bytes_of(given.dtype);
   Stored stored;
   stored.matrix.base = static_cast<char*>(given.data);
   stored.matrix.expert_stride = given.stride[0] * bytes;
-  stored.matrix.up_offset = has_both ? distance(gate, up) : 0;
-  stored.pairs = has_both && is_pairs(gate, up);
+  stored.matrix.up_offset = has_both ? distance(first, second) : 0;
+  stored.pairs = has_both && is_pairs(first, second);
   stored.transposed = given.stride[2] != 1;
   stored.matrix.row_stride = given.stride[stored.transposed ? 2 : 1] * bytes;
   stored.matrix.pairing = stored.pairs        ? device::Pairing::kNone
@@ -106,7 +113,7 @@ std::string refuse_matrix(const char* name, const Matrix& matrix) {
 std::string refuse_rows(const char* name, const View& view) {
   if (view.stride[1] != 1 || !is_aligned(view.data, 0, view.stride[0], view.dtype)) {
     return cat(name, " has strides ", view.stride[0], " and ", view.stride[1],
-               ", want rows of stride 1 aligned to 16 bytes");
+               ", want a column stride of 1 and rows aligned to 16 bytes, at most 64 MiB apart");
   }
   return "";
 }

@@ -18,8 +18,11 @@ struct Stored {
   bool pairs = false;       // gate and up alternate inside a row
 };
 
-// Of both gate and up; the missing one of two gradients has data == nullptr.
-Stored stored_gate_up(const Matrix& gate, const Matrix& up);
+// Of both gate and up in the order of the kernels; the missing one of two gradients has data ==
+// nullptr.
+Stored stored_gate_up(const Matrix& first, const Matrix& second);
+// The copy engine wants rising addresses: up comes first where it is stored before gate.
+bool is_up_first(const Matrix& gate, const Matrix& up);
 Stored stored_down(const Matrix& down);
 device::Matrix stored_rows(const View& view);
 device::Vector stored_bias(const Matrix& bias, const Matrix& up);

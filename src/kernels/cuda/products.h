@@ -18,8 +18,8 @@ template <typename T>
 struct Products {
   using Product = device::GroupedProduct;
   using Rows = typename device::RowsEpilogue<T>::Params;
-  using Up = typename device::UpEpilogue<T>::Params;
-  using HiddenGradient = typename device::HiddenGradientEpilogue<T>::Params;
+  using Up = device::UpParams<T>;
+  using HiddenGradient = device::HiddenGradientParams<T>;
   using WeightGradient = typename device::WeightGradientEpilogue<T>::Params;
 
   // By rows: a has the sum's columns in a row; b either way.

@@ -27,9 +27,9 @@ struct RouteKernelArguments {
   int64_t num_slots;
   int64_t num_choices;
   int32_t num_experts;
-  int32_t num_blocks;      // B
-  int32_t* block_counts;   // [B, E]: counts, then ranks of a block's first slots
-  int32_t* blocks_done;    // [1]
+  int32_t num_blocks;     // B
+  int32_t* block_counts;  // [B, E]: counts, then ranks of a block's first slots
+  int32_t* blocks_done;   // [1]
   int32_t* counts;
   int32_t* offsets;
   int32_t* row_slot;
@@ -146,7 +146,8 @@ void route(const RouteArguments& arguments, void* scratch, Stream stream) {
   const View& ids = arguments.expert_ids;
   const int64_t num_slots = ids.size[0] * ids.size[1];
   AMOEBA_CHECK(ids.dtype == DType::kI32 || ids.dtype == DType::kI64,
-               "route: dtype of expert_ids is ", static_cast<int>(ids.dtype), ", want int32 or int64");
+               "route: dtype of expert_ids is ", static_cast<int>(ids.dtype),
+               ", want int32 or int64");
   AMOEBA_CHECK(arguments.num_experts >= 0 && arguments.num_experts <= kMaxExperts,
                "route: num_experts is ", arguments.num_experts, ", want 0 to ", kMaxExperts);
   AMOEBA_CHECK(num_slots <= INT32_MAX, "route: T*K is ", num_slots, ", want at most ", INT32_MAX);
@@ -183,8 +184,8 @@ void route(const RouteArguments& arguments, void* scratch, Stream stream) {
   const size_t shared = sizeof(int32_t) * static_cast<size_t>(arguments.num_experts);
   count_slots<<<blocks, 32, shared, cuda_stream>>>(p);
   check_launch("route: count_slots");
-  const unsigned scan_blocks = grid_blocks(std::max<int64_t>(arguments.num_experts, 1),
-                                           kScanThreads / 32);
+  const unsigned scan_blocks =
+      grid_blocks(std::max<int64_t>(arguments.num_experts, 1), kScanThreads / 32);
   scan_counts<<<scan_blocks, kScanThreads, 0, cuda_stream>>>(p);
   check_launch("route: scan_counts");
   place_slots<<<blocks, 32, shared, cuda_stream>>>(p);

@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
 
 __device__ float score_at(const Scores& scores, int64_t token, int64_t choice) {
   if (scores.data == nullptr) return 1.0f;
-  return device::load_scalar(
-      scores.data + token * scores.stride[0] + choice * scores.stride[1], scores.dtype);
+  return device::load_scalar(scores.data + token * scores.stride[0] + choice * scores.stride[1],
+                             scores.dtype);
 }
 
 // Eight values of a 16-byte chunk.
@@ -93,8 +93,7 @@ template <typename T>
 __global__ void __launch_bounds__(kWarpThreads) combine_kernel(CombineArguments<T> p) {
   const int64_t num_sorted = *p.num_sorted;
   const int lane = threadIdx.x & 31;
-  const int64_t token =
-      (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
+  const int64_t token = (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
   if (token >= p.num_tokens) return;
   const int32_t* slots = p.slot_row + token * p.num_choices;
   for (int64_t column = lane * 8; column < p.dim; column += 256) {
@@ -180,8 +179,7 @@ template <typename T>
 __global__ void __launch_bounds__(kWarpThreads)
     score_gradient_kernel(ScoreGradient p, const int32_t* offsets, int64_t num_experts) {
   const int lane = threadIdx.x & 31;
-  const int64_t slot =
-      (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
+  const int64_t slot = (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
   if (slot >= p.num_tokens * p.num_choices) return;
   const int64_t row = p.slot_row[slot];
   const int64_t token = slot / p.num_choices;
@@ -201,9 +199,9 @@ __global__ void __launch_bounds__(kWarpThreads)
     }
   }
   if (lane == 0) {
-    device::store_scalar(p.out.data + token * p.out.stride[0] +
-                             (slot - token * p.num_choices) * p.out.stride[1],
-                         p.out.dtype, sum);
+    device::store_scalar(
+        p.out.data + token * p.out.stride[0] + (slot - token * p.num_choices) * p.out.stride[1],
+        p.out.dtype, sum);
   }
 }
 
@@ -212,15 +210,16 @@ __global__ void __launch_bounds__(kWarpThreads)
 void prepare(const PrepareArguments& arguments, const Grouping& grouping, cudaStream_t stream) {
   const int64_t rows = grouping.row_token == nullptr ? 0 : arguments.num_rows;
   prepare_kernel<<<1 + grid_blocks(rows, kPrepareThreads), kPrepareThreads, 0, stream>>>(arguments,
-                                                                                        grouping);
+                                                                                         grouping);
   check_launch("experts: prepare");
 }
 
 template <typename T>
 void combine(const CombineArguments<T>& arguments, cudaStream_t stream) {
   if (arguments.num_tokens == 0) return;
-  combine_kernel<T><<<grid_blocks(arguments.num_tokens * 32, kWarpThreads), kWarpThreads, 0,
-                      stream>>>(arguments);
+  combine_kernel<T>
+      <<<grid_blocks(arguments.num_tokens * 32, kWarpThreads), kWarpThreads, 0, stream>>>(
+          arguments);
   check_launch("experts: combine");
 }
 

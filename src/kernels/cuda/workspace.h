@@ -39,11 +39,11 @@ struct ForwardScratch {
 
 struct BackwardScratch {
   Grouping grouping;
-  void* dz;            // [R, 2H]
-  void* dpre;          // [R, 2H]; weights before and a gate-up bias
-  void* activated;     // [R, H], weighted
-  void* rows;          // [R, D]; tokens entry
-  float* score_parts;  // [R, parts]
+  void* dz;                 // [R, 2H]
+  void* dpre;               // [R, 2H]; weights before and a gate-up bias
+  void* activated;          // [R, H], weighted
+  void* rows;               // [R, D]; tokens entry
+  float* score_parts;       // [R, parts]
   device::StoredProduct z;  // recomputed; saves nothing
 };
 
@@ -53,7 +53,7 @@ BackwardScratch take_backward(Carver& carver, const ExpertsArguments& arguments,
                               const ExpertsOptions& options);
 
 inline int64_t num_score_parts(const Sizes& sizes) {
-  return (sizes.hidden_dim + device::kScoreColumns - 1) / device::kPieceColumns;
+  return (sizes.hidden_dim + device::kScoreColumns - 1) / device::kScoreColumns;
 }
 
 }  // namespace amoeba::kernels::cuda

@@ -63,14 +63,18 @@ int64_t fill_row(MicroBatch& batch, int64_t row, const DataWindow& window,
     num_bytes += window.source->num_bytes(first_target, first_target + valid);
     segment_begin = end;
   };
+  const int64_t window_end = window.begin + window.length + 1;
+  int64_t document = window.source->next_document(first_read, window_end);
   for (int64_t i = 0; i < window.length; ++i) {
     const auto at = static_cast<size_t>(row * batch.seq_len + i);
-    const int32_t token = tokens[static_cast<size_t>(i)];
-    const bool ends_document = token == end_of_document && window.begin + i >= 0;
-    batch.tokens[at] = token;
+    const bool ends_document = window.begin + i + 1 == document;
+    batch.tokens[at] = tokens[static_cast<size_t>(i)];
     batch.targets[at] = ends_document ? kIgnoredTarget : tokens[static_cast<size_t>(i + 1)];
     batch.positions[at] = static_cast<int32_t>(i - segment_begin);
-    if (ends_document) end_segment(i + 1, i - segment_begin);
+    if (ends_document) {
+      end_segment(i + 1, i - segment_begin);
+      document = window.source->next_document(document, window_end);
+    }
   }
   if (segment_begin < window.length) end_segment(window.length, window.length - segment_begin);
   batch.num_tokens += window.length;
@@ -80,10 +84,10 @@ int64_t fill_row(MicroBatch& batch, int64_t row, const DataWindow& window,
 
 Sources open_sources(FileSystem& files, const DataSection& data,
                      const formats::Tokenizer& tokenizer) {
-  AMOEBA_CHECK(!data.path.empty(), "data.path is empty, want at least one text file");
+  AMOEBA_CHECK(!data.path.empty(), "data.path is empty, want at least one file");
   Sources sources;
   for (const std::string& path : data.path) {
-    sources.push_back(formats::open_text(files, path, tokenizer, data.document_separator));
+    sources.push_back(formats::open_tokens(files, path, tokenizer, data.document_separator));
   }
   return sources;
 }

@@ -1,6 +1,6 @@
 // Which tokens each training step and each evaluation sees.
 //
-// Of every source (text file) the last part is held out for validation. An epoch of a source is its
+// Of every source (file) the last part is held out for validation. An epoch of a source is its
 // training part cut into windows of seq_len tokens from a random phase on, in a random order; the
 // blend of sources is by largest deficit. All of it is a pure function of (seed, cursor): resuming
 // needs a few integers and no generator state.
@@ -31,9 +31,9 @@ struct Segment {
 };
 
 // B = batch_size rows of S = seq_len tokens. A row is a window of one source; where a document ends
-// inside it, the target of the end-of-document token is ignored, positions restart at 0 and a new
-// segment begins. A document that began before the window counts from the window's first token.
-// Padding, only behind the last token of a row, belongs to the row's last segment.
+// inside it, the target of its last token is ignored, positions restart at 0 and a new segment
+// begins. A document that began before the window counts from the window's first token. Padding,
+// only behind the last token of a row, belongs to the row's last segment.
 struct MicroBatch {
   int64_t batch_size = 0;
   int64_t seq_len = 0;

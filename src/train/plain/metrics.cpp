@@ -75,6 +75,8 @@ StepRecord step_record(const Value& value, const std::string& what) {
   record.tokens_seen = value.integer_at("tokens_seen", what);
   record.rejected = value.bool_at("rejected", what);
   record.aux_loss = number_or_missing(value, "aux_loss", what);
+  // Lines of earlier versions lack it.
+  if (value.find("z_loss") != nullptr) record.z_loss = number_or_missing(value, "z_loss", what);
   record.dropped_rows = value.integer_at("dropped_rows", what);
   record.padding_ratio = number_or_missing(value, "padding_ratio", what);
   record.expert_calls = value.integer_at("expert_calls", what);
@@ -222,6 +224,7 @@ Value to_value(const StepRecord& record) {
                          {"tokens_seen", value_of(record.tokens_seen)},
                          {"rejected", value_of(record.rejected)},
                          {"aux_loss", value_of(record.aux_loss)},
+                         {"z_loss", value_of(record.z_loss)},
                          {"dropped_rows", value_of(record.dropped_rows)},
                          {"padding_ratio", value_of(record.padding_ratio)},
                          {"expert_calls", value_of(record.expert_calls)},

@@ -43,6 +43,7 @@ struct StepRecord {
   int64_t tokens_seen = 0;
   bool rejected = false;  // not finite: the optimizer kept the old state
   double aux_loss = kMissing;
+  double z_loss = kMissing;
   int64_t dropped_rows = 0;
   double padding_ratio = kMissing;
   int64_t expert_calls = 0;  // of the expert backend since the last record, like the four around it

@@ -404,9 +404,10 @@ std::string facts(const RunHistory& history) {
   int64_t dropped = 0;
   for (const StepRecord& record : steps) dropped += record.dropped_rows;
   const double padding = median_of(steps, [](const auto& r) { return r.padding_ratio; });
-  const double aux_loss = steps.back().aux_loss;
+  const double aux_loss = steps.back().aux_loss, z_loss = steps.back().z_loss;
   std::string rows = row("logged steps", format_count(static_cast<int64_t>(steps.size())));
   if (std::isfinite(aux_loss)) rows += row("auxiliary loss, last", short_number(aux_loss, 4));
+  if (std::isfinite(z_loss)) rows += row("router z-loss, last", short_number(z_loss, 4));
   rows += row("rows dropped, logged steps", format_count(dropped));
   if (std::isfinite(padding)) rows += row("padding ratio, median", fixed(padding, 3));
   rows += row("host syncs a step, most", format_count(largest_of(steps, &StepRecord::host_syncs)));

@@ -353,7 +353,10 @@ void add_lr_scheduler_keys(Schema& schema, LrSchedulerSection& scheduler) {
 }
 
 void add_data_keys(Schema& schema, DataSection& data) {
-  schema.add({.path = "data.path", .field = &data.path, .doc = "Text files to train on."});
+  schema.add({.path = "data.path",
+              .field = &data.path,
+              .doc = "Files to train on: text, JSONL, folders of amoeba data prepare, Megatron's "
+                     ".bin/.idx, .npy, llm.c shards, .u16, .u32."});
   schema.add({.path = "data.weights",
               .field = &data.weights,
               .doc = "Share of each file of data.path, in any unit; empty: by size.",
@@ -361,8 +364,8 @@ void add_data_keys(Schema& schema, DataSection& data) {
               .minimum_exclusive = true});
   schema.add({.path = "data.tokenizer",
               .field = &data.tokenizer,
-              .doc = "How text becomes tokens; bytes: one token a byte.",
-              .choices = {"bytes"}});
+              .doc = "How text becomes tokens: bytes (one token a byte), or the path of a "
+                     "tokenizer.json."});
   schema.add({.path = "data.document_separator",
               .field = &data.document_separator,
               .doc = "Text between the documents of a file; empty: a file is one document."});
@@ -479,6 +482,10 @@ void check_grouped_query(const ModelSection& model) {
 void check_latent(const ModelSection& model) {
   AMOEBA_CHECK(model.qk_rope_head_dim % 2 == 0, "configuration: model.qk_rope_head_dim is ",
                model.qk_rope_head_dim, ", want an even number");
+  const int64_t key_dim = model.qk_nope_head_dim + model.qk_rope_head_dim;
+  AMOEBA_CHECK(model.v_head_dim <= key_dim, "configuration: model.v_head_dim is ", model.v_head_dim,
+               " and model.qk_nope_head_dim and model.qk_rope_head_dim make keys ", key_dim,
+               " wide, want no more");
   AMOEBA_CHECK(!model.qk_norm, "configuration: model.qk_norm is true and model.attention is '",
                model.attention, "', want gqa, or no normalised heads");
 }
@@ -502,6 +509,10 @@ void check_model(const ModelSection& model, int64_t seq_len) {
   AMOEBA_CHECK(model.rope_beta_fast > model.rope_beta_slow,
                "configuration: model.rope_beta_fast is ", model.rope_beta_fast,
                " and model.rope_beta_slow is ", model.rope_beta_slow, ", want more");
+  // YaRN divides by ln(theta).
+  AMOEBA_CHECK(model.rope_factor == 1 || model.rope_theta > 1,
+               "configuration: model.rope_theta is ", model.rope_theta,
+               " and model.rope_factor is ", model.rope_factor, ", want a base above 1 to stretch");
 }
 
 void check_moe(const MoeSection& moe) {
@@ -529,8 +540,11 @@ void check_moe(const MoeSection& moe) {
 void check_data(const DataSection& data) {
   for (size_t index = 0; index < data.path.size(); ++index) {
     AMOEBA_CHECK(!data.path[index].empty(), "configuration: data.path[", index,
-                 "] is empty, want the path of a text file");
+                 "] is empty, want the path of a file");
   }
+  AMOEBA_CHECK(
+      !data.tokenizer.empty(),
+      "configuration: data.tokenizer is empty, want bytes or the path of a tokenizer.json");
   AMOEBA_CHECK(data.weights.empty() || data.weights.size() == data.path.size(),
                "configuration: data.weights has ", data.weights.size(), " and data.path has ",
                data.path.size(), " elements, want one weight for each file");

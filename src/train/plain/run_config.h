@@ -95,9 +95,9 @@ struct LrSchedulerSection {
 };
 
 struct DataSection {
-  std::vector<std::string> path;  // text files
-  std::vector<double> weights;    // one a file; empty: by size
-  std::string tokenizer = "bytes";
+  std::vector<std::string> path;    // text files
+  std::vector<double> weights;      // one a file; empty: by size
+  std::string tokenizer = "bytes";  // or the path of a tokenizer.json
   std::string document_separator;
   double validation_fraction = 0.05;  // the last part of each file
 };

@@ -21,6 +21,7 @@ std::vector<formats::Scalar> to_scalars(const StepRecord& record) {
   std::vector<formats::Scalar> scalars = {
       {"loss_metrics/global_avg_loss", record.loss},
       {"loss_metrics/aux_loss", record.aux_loss},
+      {"loss_metrics/z_loss", record.z_loss},
       {"grad_norm", record.grad_norm},
       {"lr", record.lr},
       {"throughput(tps)", record.tokens_per_second},

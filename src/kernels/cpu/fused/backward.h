@@ -34,10 +34,12 @@ struct Backward {
     for (int64_t b = begin; b < end; ++b) {
       const Block& block = p.blocks[b];
       R::gather(p, block, p.x, p.score_before, rows);
-      if (p.x_panels != nullptr) R::pack_panel(p, block, rows, p.x_panels);
+      if (p.x_panels != nullptr) {
+        R::pack_panel(p, block, rows, R::has_dots(p.gate_up_dots, block), p.x_panels);
+      }
       R::pack_rows(p, block, rows, p.x_rows);
       R::gather(p, block, p.dy, false, rows);
-      R::pack_panel(p, block, rows, p.dy_panels);
+      R::pack_panel(p, block, rows, false, p.dy_panels);
       R::pack_rows(p, block, rows, p.dy_rows);
       for (int64_t i = 0; i < block.num_lanes; ++i) {
         const bool has_row = i < block.num_rows;

@@ -19,9 +19,7 @@ uint64_t saved_state() {
 
 bool has_all(uint32_t word, uint32_t bits) { return (word & bits) == bits; }
 
-}  // namespace
-
-CpuFeatures cpu_features() {
+CpuFeatures detect() {
   CpuFeatures features;
   uint32_t a, b, c, d;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0) return features;
@@ -35,6 +33,13 @@ CpuFeatures cpu_features() {
                     has_all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
   features.avx512_bf16 = features.avx512 && has_all(a, bit_AVX512BF16);
+  return features;
+}
+
+}  // namespace
+
+CpuFeatures cpu_features() {
+  static const CpuFeatures features = detect();  // cpuid takes microseconds in a virtual machine
   return features;
 }
 

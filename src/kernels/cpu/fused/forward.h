@@ -85,8 +85,18 @@ struct Forward {
     typename R::Gathered rows;
     for (int64_t b = begin; b < end; ++b) {
       R::gather(p, p.blocks[b], p.x, p.score_before, rows);
-      R::pack_panel(p, p.blocks[b], rows, p.x_panels);
+      R::pack_panel(p, p.blocks[b], rows, R::has_dots(p.gate_up_dots, p.blocks[b]), p.x_panels);
     }
+  }
+
+  // sums = strip times the operand of a block, a panel or rows.
+  static void multiply(Strip& strip, const Block& block, bool as_rows, const char* operand,
+                       Sums& sums) {
+    if (!as_rows) return strip.multiply(operand, block.num_lanes / kLanes, false, sums);
+    const typename Strip::Weights& w = strip.weights();
+    const int64_t left = w.num_n - strip.first();
+    Dots<F>::strip(w.data + strip.first() * w.n_stride, w.n_stride, left < kLanes ? left : kLanes,
+                   w.num_k, operand, block.num_rows, sums);
   }
 
   static const char* x_panel(const Pass& p, const Block& block) {
@@ -114,9 +124,9 @@ struct Forward {
   };
   static void pre_activations(const Pass& p, Strips& strips, const Block& block, int64_t first,
                               Sums& gate, Sums& up) {
-    const int64_t num_vectors = block.num_lanes / kLanes;
-    strips.gate.multiply(x_panel(p, block), num_vectors, false, gate);
-    strips.up.multiply(x_panel(p, block), num_vectors, false, up);
+    const bool as_rows = R::has_dots(p.gate_up_dots, block);
+    multiply(strips.gate, block, as_rows, x_panel(p, block), gate);
+    multiply(strips.up, block, as_rows, x_panel(p, block), up);
     add_bias(p.weights.gate_bias, block, first, p.sizes.hidden_dim, gate);
     add_bias(p.weights.up_bias, block, first, p.sizes.hidden_dim, up);
   }
@@ -156,7 +166,11 @@ struct Forward {
             const Block& block = p.blocks[b];
             pre_activations(p, strips, block, s * kLanes, gate, up);
             activate_strip(p, block, s * kLanes, gate, up);
-            R::store_panel(p, block, s * kLanes, gate, p.hidden_panels);
+            if (R::has_dots(p.down_dots, block)) {
+              R::store_hidden_rows(p, block, s * kLanes, gate, p.hidden_panels);
+            } else {
+              R::store_panel(p, block, s * kLanes, gate, p.hidden_panels);
+            }
           }
         }
       });
@@ -174,8 +188,8 @@ struct Forward {
                       s * kLanes);
           for (int64_t b = b0; b < b1; ++b) {
             const Block& block = p.blocks[b];
-            strip.multiply(p.hidden_panels + block.lane * num_units * P::kUnitBytes,
-                           block.num_lanes / kLanes, false, sums);
+            multiply(strip, block, R::has_dots(p.down_dots, block),
+                     p.hidden_panels + block.lane * num_units * P::kUnitBytes, sums);
             add_bias(p.weights.down_bias, block, s * kLanes, p.sizes.model_dim, sums);
             R::store_rows(p, block, s * kLanes, sums);
           }

@@ -172,6 +172,12 @@ Pass make_pass(const FusedKernels& kernels, const Call& call, const Plan& plan) 
   p.alpha = static_cast<float>(call.options.alpha);
   p.limit = static_cast<float>(call.options.limit);
   p.score_before = call.options.score_before;
+  const auto has_dots = [&](const Matrix& weights, int64_t num_k) {
+    return weights.stride[2] == 1 && num_k >= kernels.lanes * kernels.values_per_unit;
+  };
+  p.gate_up_dots = has_dots(call.weights.gate, call.sizes.model_dim) &&
+                   has_dots(call.weights.up, call.sizes.model_dim);
+  p.down_dots = has_dots(call.weights.down, call.sizes.hidden_dim);
   p.x = call.arguments.x;
   p.scores = call.arguments.scores;
   p.offsets = call.arguments.offsets;

@@ -7,8 +7,7 @@
 
 namespace amoeba::kernels::cpu {
 
-// What the fused kernels cannot do on any CPU; "" when they can. `dtype_kernels`: nullptr when the
-// variant has none for the dtype.
+// What the fused kernels cannot do on any CPU; "" when they can.
 std::string fused_refusal(const ExpertsArguments& arguments, const ExpertsOptions& options);
 
 WorkspaceSizes fused_workspace(const FusedKernels& kernels, const Call& call);

@@ -36,6 +36,7 @@ struct Pass {
   Activation activation;
   float alpha, limit;
   bool score_before, accumulate, streams;  // streams: weight gradients go past the caches
+  bool gate_up_dots, down_dots;  // blocks of few rows keep the operand as rows, see dots.h
   View x, scores, dy, dscores;
   View output;  // y or dx
   const int32_t *offsets, *row_slot, *slot_row;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/fused/dots.h"
 #include "kernels/cpu/fused/pass.h"
 #include "kernels/cpu/fused/strip.h"
 
@@ -76,10 +77,26 @@ struct Rows {
     }
   }
 
-  // [D units][lanes]
-  static void pack_panel(const Pass& p, const Block& block, const Gathered& from, char* panels) {
+  static bool has_dots(bool pass_has, const Block& block) {
+    return pass_has && block.num_rows <= Dots<F>::kMaxRows;
+  }
+
+  // [D units][lanes], or [rows][D units] for dots.
+  static void pack_panel(const Pass& p, const Block& block, const Gathered& from, bool as_rows,
+                         char* panels) {
     const int64_t num_units = K::num_units(p.sizes.model_dim);
     char* panel = panels + block.lane * num_units * kUnitBytes;
+    if (as_rows) {
+      for (int64_t i = 0; i < block.num_rows; ++i) {
+        char* row = panel + i * Dots<F>::row_stride(num_units) * kUnitBytes;
+        for (int64_t unit = 0; unit < num_units; unit += kLanes) {
+          const int64_t k = unit * kValues;
+          V::store(row + unit * kUnitBytes,
+                   K::load_units(from.rows[i] + k, p.sizes.model_dim - k, from.scales[i]));
+        }
+      }
+      return;
+    }
     for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
       K::transpose_rows(from.rows + v, from.scales + v, p.sizes.model_dim, 0, num_units,
                         panel + v * kUnitBytes, block.num_lanes * kUnitBytes);
@@ -118,6 +135,26 @@ struct Rows {
     Storage padded[kLanes];
     K::store_values(padded, value);
     std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(Storage));
+  }
+
+  // The same for the product with down: rows [first, first + kLanes) of H as a part of each row.
+  static void store_hidden_rows(const Pass& p, const Block& block, int64_t first, const Sums& sums,
+                                char* panels) {
+    const int64_t num_units = K::num_units(p.sizes.hidden_dim);
+    char* panel = panels + (block.lane * num_units + first / kValues) * kUnitBytes;
+    Words words[kLanes] = {};
+    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
+      words[i] = V::template load<Words>(sums.value[i]);
+    }
+    V::transpose(words);
+    for (int64_t i = 0; i < block.num_rows; ++i) {
+      char* row = panel + i * Dots<F>::row_stride(num_units) * kUnitBytes;
+      if constexpr (kValues == 2) {
+        V::store(row, V::narrow((Vec)words[i]));
+      } else {
+        V::store(row, words[i]);
+      }
+    }
   }
 
   // Rows [first, first + kLanes) of H as a part of a panel of H units.

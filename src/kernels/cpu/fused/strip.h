@@ -175,8 +175,9 @@ struct Packing {
   }
 };
 
-// A strip of stored weights as the broadcast side, packed piece by piece where it cannot be read in
-// place: units of two values need them side by side, and a strip may end past the last output.
+// A strip of stored weights as the broadcast side, packed piece by piece unless the values of an
+// output are side by side: single columns a row apart cost more than copying them, pairs need it,
+// and a strip may end past the last output.
 template <typename F>
 class WeightStrip {
   using P = Product<F>;
@@ -198,8 +199,7 @@ class WeightStrip {
   WeightStrip(const Weights& weights, int64_t n) : w_(weights), n_(n) {
     num_units_ = Packing<F>::num_units(w_.num_k);
     const bool is_whole = n + kLanes <= w_.num_n;
-    num_direct_ =
-        F::kReadsInPlace && is_whole && (w_.k_stride == 1 || kValues == 1) ? w_.num_k / kValues : 0;
+    num_direct_ = F::kReadsInPlace && is_whole && w_.k_stride == 1 ? w_.num_k / kValues : 0;
   }
 
   // sums (+)= this strip times a panel of num_vectors vectors of lanes.
@@ -220,6 +220,9 @@ class WeightStrip {
                sums);
     }
   }
+
+  const Weights& weights() const { return w_; }
+  int64_t first() const { return n_; }
 
  private:
   void pack(int64_t begin, int64_t end) {

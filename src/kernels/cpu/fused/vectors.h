@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace amoeba::kernels::cpu {
@@ -26,7 +27,7 @@ struct Vectors {
   static void store(void* to, V value) {
     std::memcpy(to, &value, sizeof value);
   }
-  static Vec fill(float value) { return Vec{} + value; }
+  static Vec fill(float value) { return L::fill(value); }
 
   // -- bf16
   // -----------------------------------------------------------------------------------------

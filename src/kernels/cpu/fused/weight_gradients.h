@@ -35,7 +35,7 @@ struct WeightGradients {
             matrix.stride[is_down ? 2 : 1], matrix.stride[is_down ? 1 : 2]};
   }
 
-  // kLanes values along a contiguous dimension, the last `count` - kLanes of them absent.
+  // `count` values along a contiguous dimension, or kLanes if that is less.
   template <typename T>
   static void store_line(const Pass& p, T* to, Vec value, int64_t count) {
     constexpr bool kIsFloat = sizeof(T) == 4;
@@ -53,11 +53,8 @@ struct WeightGradients {
       }
     }
     if constexpr (kIsFloat) {
-      if (p.streams && reinterpret_cast<uintptr_t>(at) % sizeof(Vec) == 0) {
-        F::Lanes::stream(at, value);
-      } else {
-        V::store(at, value);
-      }
+      const bool is_line = count >= kLanes && reinterpret_cast<uintptr_t>(at) % sizeof(Vec) == 0;
+      F::Lanes::store(p.streams && is_line, at, value);
     } else {
       V::store(at, V::narrow(value));
     }

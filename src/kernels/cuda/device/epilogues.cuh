@@ -1,8 +1,9 @@
-// What happens to a product before it leaves the registers. Every epilogue takes strips of 8 rows by
-// kStrip columns in the fragment order that mma.m16n8 and wgmma share: lane l holds, of each of the
-// 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
+// What happens to a product before it leaves the registers. Every epilogue takes strips of 8 rows
+// by kStrip columns in the fragment order that mma.m16n8 and wgmma share: lane l holds, of each of
+// the 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
 //
-// `ahead` reads what a strip needs, before or while the one before is computed. Code is straight-line, so
+// `prefetch` brings what the epilogue of a tile will read to the second-level cache, `ahead` reads
+// what a strip needs, before or while the one before is computed. Code is straight-line, so
 // one copy of it serves every strip, and options are selects where they can be.
 //
 // Legend: H expert hidden width; z [R, 2H] what is kept of gate and up, in the order of blocks or
@@ -13,6 +14,7 @@
 #include "activation.cuh"
 #include "element.cuh"
 #include "matrix.cuh"
+#include "ptx.cuh"
 
 namespace amoeba::kernels::cuda::device {
 
@@ -71,8 +73,7 @@ __device__ inline void store_product_chunk(const StoredProduct& z, int64_t row, 
 // 16 columns of a row of z, as stored.
 struct StoredSixteen {
   uint4 low;
-  uint4 high;  // unused for fp8
-  uint32_t exponent;
+  uint4 high;  // fp8: x is the exponent of the scale
 };
 
 template <typename T>
@@ -88,15 +89,15 @@ __device__ inline StoredSixteen load_product(const StoredProduct& z, int64_t row
   } else {
     stored.low = __ldg(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(z.data) +
                                                       row * z.columns + column));
-    stored.exponent = __ldg(z.scales + z.scale_at(row, column));
+    stored.high.x = __ldg(z.scales + z.scale_at(row, column));
   }
   return stored;
 }
 
 template <typename T>
 __device__ inline uint32_t decode_fp8(uint32_t pair, float scale) {
-  const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair),
-                                                     __NV_E4M3);
+  const __half2_raw raw =
+      __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
   const float2 value = __half22float2(__half2(raw));
   return pack<T>(value.x * scale, value.y * scale);
 }
@@ -110,7 +111,7 @@ __device__ inline void decode_product(const StoredProduct& z, const StoredSixtee
     word[7] = stored.high.w;
     return;
   }
-  const float scale = __uint_as_float(stored.exponent << 23);
+  const float scale = __uint_as_float(stored.high.x << 23);
   const uint32_t packed[4] = {stored.low.x, stored.low.y, stored.low.z, stored.low.w};
   for (int i = 0; i < 4; ++i) {
     word[2 * i] = decode_fp8<T>(packed[i] & 0xffff, scale);
@@ -128,14 +129,27 @@ struct GateUpRule {
   const float* row_weight = nullptr;  // nullptr: 1
   int64_t hidden = 0;                 // H
   bool pairs = false;                 // order of z
+  bool up_first = false;              // in the order of blocks, up comes before gate
+
+  // Between the order of z and (gate, up).
+  __device__ void order(float& first, float& second) const {
+    const float kept = first;
+    first = up_first ? second : first;
+    second = up_first ? kept : second;
+  }
+
+  // The common case: silu(gate) * up, no bias, no weight before the experts, order of blocks.
+  bool is_plain() const {
+    return !activation.clamped && bias[0] == nullptr && row_weight == nullptr && !pairs;
+  }
 
   __device__ float bias_at(int64_t expert, int64_t h, bool up) const {
     if (h >= hidden) return 0.0f;
     return static_cast<float>(bias[up ? 1 : 0][expert * bias_expert_stride + h * bias_stride]);
   }
   // Of h0 + 8 i + offset and the next `step` away: gate, up.
-  __device__ void load_bias(int64_t expert, int64_t h0, int offset, int step,
-                            float (&gate)[4][2], float (&up)[4][2]) const {
+  __device__ void load_bias(int64_t expert, int64_t h0, int offset, int step, float (&gate)[4][2],
+                            float (&up)[4][2]) const {
     if (bias[0] == nullptr) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -173,14 +187,17 @@ struct RowsEpilogue {
 
   struct Params {
     char* out = nullptr;
-    int64_t row_stride = 0;  // bytes
-    const T* bias = nullptr;  // [E, n]; nullptr: none
+    int64_t row_stride = 0;          // bytes
+    const T* bias = nullptr;         // [E, n]; nullptr: none
     int64_t bias_expert_stride = 0;  // elements
     int64_t bias_stride = 0;
   };
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
@@ -214,27 +231,35 @@ struct RowsEpilogue {
 // ---- up: z and a
 
 template <typename T>
+struct UpParams {
+  GateUpRule<T> rule;
+  StoredProduct z;         // data == nullptr: not kept
+  T* activated = nullptr;  // [R, H]; nullptr: not wanted
+};
+
+// kPlain: the rule is, and code for its options is left out.
+template <typename T, bool kPlain>
 struct UpEpilogue {
   static constexpr int kStrip = 64;
 
-  struct Params {
-    GateUpRule<T> rule;
-    StoredProduct z;         // data == nullptr: not kept
-    T* activated = nullptr;  // [R, H]; nullptr: not wanted
-  };
+  using Params = UpParams<T>;
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
     const int q = threadIdx.x & 3;
-    const bool pairs = p.rule.pairs;
-    const bool weighted = p.rule.row_weight != nullptr;
+    const bool pairs = !kPlain && p.rule.pairs;
+    const bool weighted = !kPlain && p.rule.row_weight != nullptr;
     const bool in_rows = row < tile.row_end;
     const int32_t h0 = column / 2;
     float gate_bias[4][2] = {}, up_bias[4][2] = {};
-    p.rule.load_bias(tile.expert, h0, pairs ? q : 2 * q, pairs ? 4 : 1, gate_bias, up_bias);
+    if (!kPlain)
+      p.rule.load_bias(tile.expert, h0, pairs ? q : 2 * q, pairs ? 4 : 1, gate_bias, up_bias);
     const float weight = in_rows && weighted ? p.rule.row_weight[row] : 1.0f;
     uint32_t word[4];
     // Registers of h (c = 0, 1) in blocks 2 i and 2 i + 1: [gate gate | up up] or, in pairs,
@@ -248,18 +273,20 @@ struct UpEpilogue {
       float a[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
+        p.rule.order(gate[c], up[c]);
         if (!weighted) gate[c] += gate_bias[i][c], up[c] += up_bias[i][c];
         const float bias_g = weighted ? gate_bias[i][c] : 0.0f;
         const float bias_u = weighted ? up_bias[i][c] : 0.0f;
-        a[c] = activate(p.rule.activation, fmaf(weight, gate[c], bias_g),
-                        fmaf(weight, up[c], bias_u));
-        if (p.rule.activation.clamped) {
+        a[c] = activate<kPlain>(p.rule.activation, fmaf(weight, gate[c], bias_g),
+                                fmaf(weight, up[c], bias_u));
+        if (!kPlain && p.rule.activation.clamped) {
           const ActivationRule& rule = p.rule.activation;
           gate[c] = keep_side<T>(gate[c], weight, bias_g,
                                  [&](float v) { return rule.gate_is_clamped(v); });
           up[c] =
               keep_side<T>(up[c], weight, bias_u, [&](float v) { return rule.up_is_clamped(v); });
         }
+        p.rule.order(gate[c], up[c]);
       }
       first[0] = gate[0];
       first[1] = pairs ? up[0] : gate[1];
@@ -298,21 +325,39 @@ struct UpEpilogue {
 // the score gradient
 
 template <typename T>
+struct HiddenGradientParams {
+  GateUpRule<T> rule;
+  StoredProduct z;
+  const float* row_weight_after = nullptr;  // weights the rows after the experts; nullptr: 1
+  // [R, 2H]: the gradient of the pre-activation, times the weight before the experts if wanted.
+  T* dz = nullptr;
+  bool weigh_dz = true;
+  T* activated = nullptr;        // [R, H]: a times the weight after; nullptr: not wanted
+  float* score_parts = nullptr;  // [R, num_parts]: one of kStrip columns; nullptr: not wanted
+  int64_t num_parts = 0;
+};
+
+template <typename T, bool kPlain>
 struct HiddenGradientEpilogue {
   static constexpr int kStrip = kScoreColumns;
 
-  struct Params {
-    GateUpRule<T> rule;
-    StoredProduct z;
-    const float* row_weight_after = nullptr;  // weights the rows after the experts; nullptr: 1
-    // [R, 2H]: the gradient of the pre-activation, times the weight before the experts if wanted.
-    T* dz = nullptr;
-    bool weigh_dz = true;
-    T* activated = nullptr;        // [R, H]: a times the weight after; nullptr: not wanted
-    float* score_parts = nullptr;  // [R, num_parts]: one of kStrip columns; nullptr: not wanted
-    int64_t num_parts = 0;
-  };
+  using Params = HiddenGradientParams<T>;
 
+  // By `num_threads` threads, for `columns` columns of the tile.
+  static __device__ void prefetch(const Params& p, const Tile& tile, int32_t n, int columns,
+                                  int thread, int num_threads) {
+    constexpr int kLine = 128;
+    const int bytes = p.z.scales == nullptr ? 2 : 1;
+    const int row_lines = 2 * columns * bytes / kLine;
+    const int32_t used = 2 * (n - tile.column) * bytes;  // bytes of a row from the tile's start on
+    for (int i = thread; i < kTileRows * row_lines; i += num_threads) {
+      const int32_t row = tile.row + i / row_lines;
+      const int32_t at = i % row_lines * kLine;
+      if (row >= tile.row_end || at >= used) continue;
+      prefetch_line(static_cast<const char*>(p.z.data) +
+                    (row * p.z.columns + 2 * tile.column) * bytes + at);
+    }
+  }
   using Ahead = StoredSixteen;
 
   static __device__ Ahead ahead(const Params& p, const Tile& tile, int32_t n, int32_t row,
@@ -324,12 +369,12 @@ struct HiddenGradientEpilogue {
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead& stored, float (&acc)[4][2]) {
     const int q = threadIdx.x & 3;
-    const bool pairs = p.rule.pairs;
-    const bool weighted = p.rule.row_weight != nullptr;
+    const bool pairs = !kPlain && p.rule.pairs;
+    const bool weighted = !kPlain && p.rule.row_weight != nullptr;
     const bool in_rows = row < tile.row_end;
     const float before = in_rows && weighted ? p.rule.row_weight[row] : 1.0f;
     const float after = in_rows && p.row_weight_after != nullptr ? p.row_weight_after[row] : 1.0f;
-    const float scale = p.weigh_dz ? before : 1.0f;
+    const float scale = !kPlain && p.weigh_dz ? before : 1.0f;
     const bool biased = weighted && p.rule.bias[0] != nullptr;
     uint32_t first[4], second[4], activated[4];
     load_quad(p, stored, first, second);
@@ -338,22 +383,24 @@ struct HiddenGradientEpilogue {
     for (int i = 0; i < 4; ++i) {
       const float2 z0 = unpack<T>(first[i]);
       const float2 z1 = unpack<T>(second[i]);
-      const float gate[2] = {z0.x, pairs ? z1.x : z0.y};
-      const float up[2] = {pairs ? z0.y : z1.x, z1.y};
+      float gate[2] = {z0.x, pairs ? z1.x : z0.y};
+      float up[2] = {pairs ? z0.y : z1.x, z1.y};
       float a[2], dgate[2], dup[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float da = acc[i][c];
+        p.rule.order(gate[c], up[c]);
         const int32_t h = column + 8 * i + 2 * q + c;
         const float gate_bias = biased ? p.rule.bias_at(tile.expert, h, false) : 0.0f;
         const float up_bias = biased ? p.rule.bias_at(tile.expert, h, true) : 0.0f;
-        const ActivationGradient g = activate_gradient(
+        const ActivationGradient g = activate_gradient<kPlain>(
             p.rule.activation, fmaf(before, gate[c], gate_bias), fmaf(before, up[c], up_bias));
         a[c] = g.value * after;
         dgate[c] = da * after * g.dgate;
         dup[c] = da * after * g.dup;
         // d/dweight of weight * row, or of weight * z.
         part += weighted ? dgate[c] * gate[c] + dup[c] * up[c] : da * g.value;
+        p.rule.order(dgate[c], dup[c]);
       }
       activated[i] = pack<T>(a[0], a[1]);
       first[i] = pack<T>(scale * dgate[0], scale * (pairs ? dup[0] : dgate[1]));
@@ -387,8 +434,8 @@ struct HiddenGradientEpilogue {
     decode_product<T>(p.z, stored, word);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      first[i] = p.rule.pairs ? word[2 * i] : word[i];
-      second[i] = p.rule.pairs ? word[2 * i + 1] : word[4 + i];
+      first[i] = !kPlain && p.rule.pairs ? word[2 * i] : word[i];
+      second[i] = !kPlain && p.rule.pairs ? word[2 * i + 1] : word[4 + i];
     }
     transpose_quad(first);
     transpose_quad(second);
@@ -399,7 +446,7 @@ struct HiddenGradientEpilogue {
     transpose_quad(first);
     transpose_quad(second);
     if (!valid) return;
-    const bool pairs = p.rule.pairs;
+    const bool pairs = !kPlain && p.rule.pairs;
     uint4* chunk = reinterpret_cast<uint4*>(to);
     chunk[0] = make_uint4(first[0], pairs ? second[0] : first[1], pairs ? first[1] : first[2],
                           pairs ? second[1] : first[3]);
@@ -427,8 +474,11 @@ struct WeightGradientEpilogue {
     }
   };
 
+  static __device__ void prefetch(const Params&, const Tile&, int32_t, int, int, int) {}
   struct Ahead {};
-  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) { return {}; }
+  static __device__ Ahead ahead(const Params&, const Tile&, int32_t, int32_t, int32_t) {
+    return {};
+  }
 
   static __device__ void strip(const Params& p, const Tile& tile, int32_t n, int32_t row,
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
@@ -481,18 +531,27 @@ struct Place {
   int32_t column;
 };
 
-// The epilogue over kPieces pieces of 16 rows by 64 columns that a warp holds; `place(i)` gives the
-// first row and column of one. Registers take constant indices only, so one copy of the epilogue
-// chooses a strip's among them. Reading ahead of the computation takes more.
-template <typename Epilogue, int kPieces, bool kReadAhead, typename PlaceOf>
+// kPiece keeps the compiler from merging the copies of this code into one with an index.
+template <int kPiece>
+__device__ inline void stage_piece(const float (&acc)[8][4], float4 (*stage)[32], int lane) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) store_shared<kPiece>(shared_address(&stage[j][lane]), acc[j]);
+}
+
+// The epilogue over four pieces of 16 rows by 64 columns that a warp holds; `place(i)` gives the
+// first row and column of one. Registers take constant indices only, so a piece goes through the
+// warp's `stage` in shared memory, where each lane finds its own values again, and one copy of the
+// epilogue serves every strip. Reading ahead of the computation takes registers.
+template <typename Epilogue, bool kReadAhead, typename PlaceOf>
 __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Tile& tile, int32_t n,
-                                    const float (&acc)[kPieces][8][4], const PlaceOf& place) {
+                                    const float (&acc)[4][8][4], float4 (*stage)[32],
+                                    const PlaceOf& place) {
   constexpr int kBlocks = Epilogue::kStrip / 8;
   constexpr int kParts = kPieceColumns / Epilogue::kStrip;
-  constexpr int kStrips = kPieces * 2 * kParts;
+  constexpr int kStrips = 4 * 2 * kParts;
+  const int lane = threadIdx.x & 31;
   const auto place_of = [&](int strip) {
     const Place piece = place(strip / (2 * kParts));
-    const int lane = threadIdx.x & 31;
     return Place{piece.row + strip / kParts % 2 * 8 + lane / 4,
                  piece.column + strip % kParts * Epilogue::kStrip};
   };
@@ -503,20 +562,23 @@ __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Ti
   typename Epilogue::Ahead stored = ahead_of(0);
 #pragma unroll 1
   for (int strip = 0; strip < kStrips; ++strip) {
+    if (strip % (2 * kParts) == 0) {
+      const int piece = strip / (2 * kParts);
+      if (piece == 0) stage_piece<0>(acc[0], stage, lane);
+      if (piece == 1) stage_piece<1>(acc[1], stage, lane);
+      if (piece == 2) stage_piece<2>(acc[2], stage, lane);
+      if (piece == 3) stage_piece<3>(acc[3], stage, lane);
+    }
     typename Epilogue::Ahead next;
     if constexpr (kReadAhead) next = ahead_of(strip + 1);
     float values[kBlocks][2];
+    const int half = strip / kParts % 2;
 #pragma unroll
-    for (int i = 0; i < kStrips; ++i) {
-      if (i != strip) continue;
-#pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          values[j][c] =
-              acc[i / (2 * kParts)][i % kParts * kBlocks + j][i / kParts % 2 * 2 + c];
-        }
-      }
+    for (int j = 0; j < kBlocks; ++j) {
+      const float2 pair =
+          reinterpret_cast<const float2*>(&stage[strip % kParts * kBlocks + j][lane])[half];
+      values[j][0] = pair.x;
+      values[j][1] = pair.y;
     }
     const Place at = place_of(strip);
     Epilogue::strip(p, tile, n, at.row, at.column, stored, values);
@@ -524,5 +586,8 @@ __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Ti
     stored = next;
   }
 }
+
+// Bytes of shared memory that a warp's stage takes.
+inline constexpr int kStageBytes = 8 * 32 * static_cast<int>(sizeof(float4));
 
 }  // namespace amoeba::kernels::cuda::device

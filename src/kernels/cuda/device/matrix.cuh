@@ -2,7 +2,8 @@
 //
 // The 2H columns (or rows) of gate and up have one order inside the kernels: eight of gate, eight
 // of up, and so on ("blocks"), so that one thread holds matching gate and up values after a
-// product. Where a stored parameter alternates gate and up inside a row, that order is kept
+// product; or eight of up first. Where a stored parameter alternates gate and up inside a row, that
+// order is kept
 // ("pairs"). Every stored layout is one of these three pairings.
 #pragma once
 
@@ -18,7 +19,10 @@ __device__ inline int64_t unblocked(int64_t position) {
 }
 __device__ inline bool is_up(int64_t position) { return (position & 8) != 0; }
 
-// Strides in bytes. `row_index` maps a row of the product to a stored row, negative: zeros.
+inline constexpr int64_t kMaxRowStride = int64_t{1} << 26;
+
+// Strides in bytes, that of a row at most kMaxRowStride. `row_index` maps a row of the product to a
+// stored row, negative: zeros.
 struct Matrix {
   char* base = nullptr;
   int64_t expert_stride = 0;
@@ -57,7 +61,8 @@ struct Vector {
 
 // One product c[e] = a[e] b[e]^T for every expert.
 //   By rows: rows [offsets[e], offsets[e+1]) of a, n rows (columns) of b, k columns in common.
-//   By depth: c[e] is [m, n], the sum runs over the rows [offsets[e], offsets[e+1]) of a and b.
+//   By depth: c[e] is [m, n], the sum runs over the rows [offsets[e], offsets[e+1]) of the k rows
+//   of a and b.
 struct GroupedProduct {
   Matrix a;
   Matrix b;

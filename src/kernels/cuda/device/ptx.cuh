@@ -11,13 +11,24 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// kTag makes two of these different to the compiler.
+template <int kTag>
+__device__ inline void store_shared(uint32_t to, const float (&value)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4}; // %5" ::"r"(to), "f"(value[0]),
+               "f"(value[1]), "f"(value[2]), "f"(value[3]), "n"(kTag)
+               : "memory");
+}
+
+__device__ inline void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // ---- sm_80: copies and products of a warp
 
 // 16 bytes to shared memory; zeros when not valid, and then nothing is read.
 __device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+               "r"(valid ? 16 : 0));
 }
 
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

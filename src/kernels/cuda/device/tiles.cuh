@@ -9,7 +9,7 @@ namespace amoeba::kernels::cuda::device {
 enum class Grouping { kByRows, kByDepth };
 
 // Blocks of rows that are near in time share their expert's weights in the second-level cache.
-inline constexpr int64_t kRasterRows = 16;
+inline constexpr uint32_t kRasterRows = 16;
 
 template <int kColumns>
 __host__ __device__ int64_t num_column_tiles(const GroupedProduct& p) {
@@ -23,27 +23,28 @@ int64_t max_tiles(const GroupedProduct& p, int64_t row_tiles) {
   return p.num_experts * ((p.m + kTileRows - 1) / kTileRows) * num_column_tiles<kColumns>(p);
 }
 
-// Tile number `index` of at most `row_tiles` blocks of rows. False: past the end.
+// Tile number `index` of at most `row_tiles` blocks of rows. False: past the end. Tiles are counted
+// in 32 bits, which max_tiles() is checked for.
 template <Grouping kGrouping, int kColumns>
-__device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t index, Tile* tile) {
-  const int64_t column_tiles = num_column_tiles<kColumns>(p);
+__device__ bool find_tile(const GroupedProduct& p, uint32_t row_tiles, uint32_t index, Tile* tile) {
+  const auto column_tiles = static_cast<uint32_t>(num_column_tiles<kColumns>(p));
   if constexpr (kGrouping == Grouping::kByDepth) {
-    const int64_t tiles_m = (p.m + kTileRows - 1) / kTileRows;
-    const int64_t in_expert = index % (tiles_m * column_tiles);
-    const int64_t expert = index / (tiles_m * column_tiles);
-    if (expert >= p.num_experts) return false;
+    const auto tiles_m = static_cast<uint32_t>((p.m + kTileRows - 1) / kTileRows);
+    const uint32_t expert = index / (tiles_m * column_tiles);
+    if (expert >= static_cast<uint32_t>(p.num_experts)) return false;
+    const uint32_t in_expert = index - expert * (tiles_m * column_tiles);
     tile->expert = static_cast<int32_t>(expert);
     tile->row = static_cast<int32_t>(in_expert % tiles_m * kTileRows);
     tile->row_end = static_cast<int32_t>(p.m);
     tile->column = static_cast<int32_t>(in_expert / tiles_m * kColumns);
-    tile->depth = p.offsets[tile->expert];
-    tile->depth_end = p.offsets[tile->expert + 1];
+    tile->depth = p.offsets[expert];
+    tile->depth_end = p.offsets[expert + 1];
     return true;
   } else {
-    const int64_t first = index / (kRasterRows * column_tiles) * kRasterRows;
+    const uint32_t first = index / (kRasterRows * column_tiles) * kRasterRows;
     if (first >= row_tiles) return false;
-    const int64_t rows = min(kRasterRows, row_tiles - first);
-    const int64_t in_group = index - first * column_tiles;
+    const uint32_t rows = min(kRasterRows, row_tiles - first);
+    const uint32_t in_group = index - first * column_tiles;
     const int2 found = p.tiles[first + in_group % rows];
     tile->expert = found.x;
     tile->row = found.y;
@@ -57,8 +58,8 @@ __device__ bool find_tile(const GroupedProduct& p, int64_t row_tiles, int64_t in
 
 // Copies a tile of `kTile` rows of an operand by kDepth columns of the sum, whose rows are stored
 // with the sum's columns next to each other ("k-major"). A row is kDepth / 8 chunks. kGathers: rows
-// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are equally
-// far apart in every pairing.
+// of tokens, which may have an index and have no pairing; otherwise the rows of a thread are
+// equally far apart in every pairing.
 template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct KMajorCopy {
   static constexpr int kRowChunks = kDepth / 8;
@@ -66,113 +67,117 @@ struct KMajorCopy {
   static constexpr int kCopies = kTile / kRowStep;
   static_assert(kRowStep % 16 == 0);  // a whole number of blocks of gate and up
 
-  const char* base;             // of the expert; without an index: of the thread's first row
-  int32_t row[kGathers ? kCopies : 1];  // stored rows, negative: zeros
-  const Matrix* matrix;
+  const char* row[kGathers ? kCopies : 1];  // without an index: the thread's first
+  uint32_t valid_rows;                      // a bit a copy
+  int32_t stride;                           // of kRowStep rows; without an index
   int32_t depth_end;
-  int thread;
-  int num_rows;  // without an index: rows of this thread inside the operand
+  int row_lane;
+  int chunk;
 
   __device__ void start(const Matrix& m, int32_t expert, int32_t first_row, int32_t row_end,
-                        int32_t end, int thread_index) {
-    matrix = &m;
+                        int32_t end, int thread) {
     depth_end = end;
-    thread = thread_index;
-    base = m.base + expert * m.expert_stride;
-    const int32_t first = first_row + thread / kRowChunks;
-    if constexpr (kGathers) {
+    row_lane = thread / kRowChunks;
+    chunk = thread % kRowChunks;
+    const char* base = m.base + expert * m.expert_stride;
+    const int32_t first = first_row + row_lane;
+    valid_rows = 0;
+    stride = static_cast<int32_t>(m.row_offset(kRowStep));
+    row[0] = base + m.row_offset(first);
 #pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int32_t at = first + i * kRowStep;
-        row[i] = at >= row_end            ? -1
-                 : m.row_index != nullptr ? m.row_index[at]
-                                          : at;
+    for (int i = 0; i < kCopies; ++i) {
+      int32_t at = first + i * kRowStep;
+      bool valid = at < row_end;
+      if constexpr (kGathers) {
+        if (valid && m.row_index != nullptr) {
+          at = m.row_index[at];
+          valid = at >= 0;
+        }
+        row[i] = valid ? base + at * m.row_stride : base;
       }
-    } else {
-      base += m.row_offset(first);
-      const int32_t left = row_end - first;
-      num_rows = left <= 0 ? 0 : min((left - 1) / kRowStep + 1, kCopies);
+      valid_rows |= (valid ? 1u : 0u) << i;
     }
   }
+
+  __device__ void prepare(const Matrix&, int32_t) {}
 
   // `place(row, chunk)` is the address in shared memory.
   template <typename Place>
-  __device__ void copy(int32_t depth, const Place& place) const {
-    const int chunk = thread % kRowChunks;
+  __device__ void copy(const Matrix& m, int32_t depth, const Place& place) const {
     const int32_t column = depth + chunk * 8;
-    const int64_t offset = matrix->column_offset(column, sizeof(T));
-    const int64_t step = matrix->row_offset(kRowStep);
-    const char* from = base + offset;
+    const int64_t offset = m.column_offset(column, sizeof(T));
+    const uint32_t valid = column < depth_end ? valid_rows : 0;
+    const char* from = row[0] + offset;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      bool valid = column < depth_end;
-      if constexpr (kGathers) {
-        valid = valid && row[i] >= 0;
-        from = base + offset + row[i] * matrix->row_stride;
-      } else {
-        valid = valid && i < num_rows;
-      }
-      copy_async(place(thread / kRowChunks + i * kRowStep, chunk), valid ? from : matrix->base,
-                 valid);
-      from += step;
+      if constexpr (kGathers) from = row[i] + offset;
+      copy_async(place(row_lane + i * kRowStep, chunk), from, (valid >> i & 1) != 0);
+      from += stride;
     }
   }
-  __device__ void prepare(int32_t) {}
 };
 
 // The same for an operand stored with the sum's index as its row ("mn-major"): kDepth rows of
-// kTile columns.
+// kTile columns. A thread copies kCopies rows that follow each other, so that they lie in one block
+// of eight of gate or up, or two.
 template <typename T, int kTile, int kDepth, int kThreads, bool kGathers>
 struct MnMajorCopy {
   static constexpr int kRowChunks = kTile / 8;
-  static constexpr int kRowStep = kThreads / kRowChunks;
-  static constexpr int kCopies = kDepth / kRowStep;
+  static constexpr int kCopies = kDepth / (kThreads / kRowChunks);
+  static_assert(kCopies == 4 || kCopies % 8 == 0);
 
-  const char* column;  // nullptr: zeros
-  const Matrix* matrix;
-  int32_t depth_end;
-  int thread;
+  const char* column;
+  int32_t stride;
   int32_t index[kGathers ? kCopies : 1];  // of the rows of the next copy
+  int32_t depth_end;
+  int first;  // of the thread's rows
+  int chunk;
+  bool is_gathered;
 
   __device__ void start(const Matrix& m, int32_t expert, int32_t first_column, int32_t column_end,
-                        int32_t end, int thread_index) {
-    matrix = &m;
-    depth_end = end;
-    thread = thread_index;
-    const int32_t at = first_column + thread % kRowChunks * 8;
-    column = at < column_end
-                 ? m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T))
-                 : nullptr;
+                        int32_t end, int thread) {
+    chunk = thread % kRowChunks;
+    first = thread / kRowChunks * kCopies;
+    stride = static_cast<int32_t>(m.row_stride);
+    is_gathered = kGathers && m.row_index != nullptr;
+    const int32_t at = first_column + chunk * 8;
+    column = m.base + expert * m.expert_stride + m.column_offset(at, sizeof(T));
+    depth_end = at < column_end ? end : 0;  // outside: all zeros
   }
 
   // Reads the row indices ahead of the copy that needs them.
-  __device__ void prepare(int32_t depth) {
+  __device__ void prepare(const Matrix& m, int32_t depth) {
     if constexpr (kGathers) {
-      if (matrix->row_index == nullptr) return;
+      if (!is_gathered) return;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int32_t row = depth + thread / kRowChunks + i * kRowStep;
-        index[i] = row < depth_end ? matrix->row_index[row] : -1;
+        const int32_t row = depth + first + i;
+        index[i] = row < depth_end ? m.row_index[row] : -1;
       }
     }
   }
 
   template <typename Place>
-  __device__ void copy(int32_t depth, const Place& place) const {
-    const int chunk = thread % kRowChunks;
-#pragma unroll kGathers ? kCopies : 4
-    for (int i = 0; i < kCopies; ++i) {
-      const int in_tile = thread / kRowChunks + i * kRowStep;
-      int32_t row = depth + in_tile;
-      bool valid = column != nullptr && row < depth_end;
-      if constexpr (kGathers) {
-        if (matrix->row_index != nullptr) {
-          row = index[i];
-          valid = valid && row >= 0;
+  __device__ void copy(const Matrix& m, int32_t depth, const Place& place) const {
+    if constexpr (kGathers) {
+      if (is_gathered) {
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+          copy_async(place(first + i, chunk), column + int64_t{max(index[i], 0)} * stride,
+                     index[i] >= 0);
         }
+        return;
       }
-      copy_async(place(in_tile, chunk), valid ? column + matrix->row_offset(row) : matrix->base,
-                 valid);
+    }
+    const int32_t left = depth_end - depth - first;
+#pragma unroll 1
+    for (int block = 0; block < (kCopies + 7) / 8; ++block) {
+      const char* from = column + m.row_offset(depth + first + 8 * block);
+#pragma unroll
+      for (int i = 0; i < (kCopies < 8 ? kCopies : 8); ++i) {
+        copy_async(place(first + 8 * block + i, chunk), from, 8 * block + i < left);
+        from += stride;
+      }
     }
   }
 };

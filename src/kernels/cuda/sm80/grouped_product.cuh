@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
                          const __grid_constant__ typename Epilogue::Params epilogue) {
   extern __shared__ __align__(128) char shared[];
   Tile tile;
-  const int64_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
+  const uint32_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
   if (!find_tile<kGrouping, Sm80::kColumns>(p, row_tiles, blockIdx.x, &tile)) return;
 
   const int thread = threadIdx.x;
@@ -62,17 +62,21 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
       const int32_t depth = tile.depth + step * Sm80::kDepth;
       const uint32_t a = base + step % Sm80::kStages * 2 * Sm80::kOperandBytes;
       const uint32_t b = a + Sm80::kOperandBytes;
-      copy_a.copy(depth, [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
-      copy_b.copy(depth, [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
-      copy_a.prepare(depth + Sm80::kDepth);
-      copy_b.prepare(depth + Sm80::kDepth);
+      copy_a.copy(p.a, depth,
+                  [a](int row, int chunk) { return sm80_place<kMnMajorA>(a, row, chunk); });
+      copy_b.copy(p.b, depth,
+                  [b](int row, int chunk) { return sm80_place<kMnMajorB>(b, row, chunk); });
+      copy_a.prepare(p.a, depth + Sm80::kDepth);
+      copy_b.prepare(p.b, depth + Sm80::kDepth);
     }
     copy_async_commit();
   };
 
+  Epilogue::prefetch(epilogue, tile, static_cast<int32_t>(p.n), Sm80::kColumns, thread,
+                     Sm80::kThreads);
   float acc[4][8][4] = {};
-  copy_a.prepare(tile.depth);
-  copy_b.prepare(tile.depth);
+  copy_a.prepare(p.a, tile.depth);
+  copy_b.prepare(p.b, tile.depth);
   for (int step = 0; step < Sm80::kStages - 1; ++step) load_stage(step);
   for (int32_t step = 0; step < steps; ++step) {
     copy_async_wait<Sm80::kStages - 2>();
@@ -87,18 +91,18 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
       for (int i = 0; i < 4; ++i) {  // matrices: row halves first, then halves of the sum
         const int row = warp_row + 16 * i + (lane >> 3 & 1) * 8;
         const int k = part * 16 + (lane >> 4) * 8;
-        load_matrices<kMnMajorA>(
-            fragment_a[i], kMnMajorA ? sm80_place<true>(a, k + (lane & 7), row / 8)
-                                     : sm80_place<false>(a, row + (lane & 7), k / 8));
+        load_matrices<kMnMajorA>(fragment_a[i],
+                                 kMnMajorA ? sm80_place<true>(a, k + (lane & 7), row / 8)
+                                           : sm80_place<false>(a, row + (lane & 7), k / 8));
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {  // matrices: halves of the sum first, then column halves
         uint32_t fragment_b[4];
         const int column = warp_column + 16 * j + (lane >> 4) * 8;
         const int k = part * 16 + (lane >> 3 & 1) * 8;
-        load_matrices<kMnMajorB>(
-            fragment_b, kMnMajorB ? sm80_place<true>(b, k + (lane & 7), column / 8)
-                                  : sm80_place<false>(b, column + (lane & 7), k / 8));
+        load_matrices<kMnMajorB>(fragment_b,
+                                 kMnMajorB ? sm80_place<true>(b, k + (lane & 7), column / 8)
+                                           : sm80_place<false>(b, column + (lane & 7), k / 8));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           multiply_warp<T>(acc[i][2 * j], fragment_a[i], fragment_b[0], fragment_b[1]);
@@ -108,7 +112,9 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
     }
   }
   copy_async_wait<0>();
-  run_epilogue<Epilogue, 4, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, [&](int i) {
+  __syncthreads();  // no warp reads the stages any more
+  const auto stage = reinterpret_cast<float4(*)[32]>(shared + thread / 32 * kStageBytes);
+  run_epilogue<Epilogue, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
     return Place{tile.row + warp_row + 16 * i, tile.column + warp_column};
   });
 }
@@ -119,13 +125,13 @@ template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping
 void launch_sm80(const device::GroupedProduct& p, const typename Epilogue::Params& epilogue,
                  const ProductLaunch& launch) {
   using device::Sm80;
-  const auto kernel =
-      device::sm80_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  Sm80::kSharedBytes),
-             "sm80_grouped_product: shared memory");
-  const unsigned blocks = static_cast<unsigned>(
-      device::max_tiles<kGrouping, Sm80::kColumns>(p, launch.max_tiles));
+  const auto kernel = device::sm80_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sm80::kSharedBytes),
+      "sm80_grouped_product: shared memory");
+  const int64_t tiles = device::max_tiles<kGrouping, Sm80::kColumns>(p, launch.max_tiles);
+  check_tiles(tiles);
+  const unsigned blocks = static_cast<unsigned>(tiles);
   kernel<<<blocks, Sm80::kThreads, Sm80::kSharedBytes, launch.stream>>>(p, epilogue);
   check_launch("sm80_grouped_product");
 }
@@ -138,12 +144,21 @@ void launch_sm80_by_rows(const device::GroupedProduct& p, const typename Epilogu
                     : launch_sm80<T, false, false, kByRows, Epilogue>(p, epilogue, launch);
 }
 
+// Up and hidden gradient: the plain case has its own code.
+template <typename T, template <typename, bool> typename Epilogue>
+void launch_sm80_gated(const device::GroupedProduct& p,
+                       const typename Epilogue<T, true>::Params& epilogue,
+                       const ProductLaunch& launch) {
+  epilogue.rule.is_plain() ? launch_sm80_by_rows<T, Epilogue<T, true>>(p, epilogue, launch)
+                           : launch_sm80_by_rows<T, Epilogue<T, false>>(p, epilogue, launch);
+}
+
 template <typename T>
 const Products<T>& sm80_products() {
   static const Products<T> products = {
       launch_sm80_by_rows<T, device::RowsEpilogue<T>>,
-      launch_sm80_by_rows<T, device::UpEpilogue<T>>,
-      launch_sm80_by_rows<T, device::HiddenGradientEpilogue<T>>,
+      launch_sm80_gated<T, device::UpEpilogue>,
+      launch_sm80_gated<T, device::HiddenGradientEpilogue>,
       launch_sm80<T, true, true, device::Grouping::kByDepth, device::WeightGradientEpilogue<T>>,
   };
   return products;

@@ -1,0 +1,51 @@
+#include "kernels/cuda/sm90/tensor_map.h"
+
+#include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/launch.h"
+
+namespace amoeba::kernels::cuda {
+
+namespace {
+
+// From the driver that is there: the library links none.
+PFN_cuTensorMapEncodeTiled_v12000 encode_function() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                              cudaEnableDefault, &result),
+             "sm90: cuTensorMapEncodeTiled");
+  AMOEBA_CHECK(result == cudaDriverEntryPointSuccess, "sm90: the driver has no tensor maps");
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+}
+
+}  // namespace
+
+CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t num_experts,
+                            int64_t rows, int64_t columns, int box_rows) {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = encode_function();
+  const auto size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
+  const bool paired = matrix.pairing == device::Pairing::kRowBlocks;
+  const cuuint64_t sizes[2][5] = {{size(columns), size(rows), size(num_experts), 1, 1},
+                                  {size(columns), 8, 2, size(rows / 16), size(num_experts)}};
+  const cuuint64_t strides[2][4] = {
+      {size(matrix.row_stride), size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride), 0,
+       0},
+      {size(matrix.row_stride), size(matrix.up_offset), size(8 * matrix.row_stride),
+       size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride)}};
+  const cuuint32_t boxes[2][5] = {{64, static_cast<cuuint32_t>(box_rows), 1, 1, 1},
+                                  {64, 8, 2, static_cast<cuuint32_t>(box_rows / 16), 1}};
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult status =
+      encode(&map, is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+             paired ? 5 : 3, matrix.base, sizes[paired], strides[paired], boxes[paired], steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  AMOEBA_CHECK_KIND(kInternal, status == CUDA_SUCCESS, "sm90: cuTensorMapEncodeTiled gives ",
+                    static_cast<int>(status));
+  return map;
+}
+
+}  // namespace amoeba::kernels::cuda

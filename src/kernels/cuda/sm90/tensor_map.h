@@ -1,0 +1,16 @@
+// Tensor maps: how the copy engine finds a box of an expert's matrix in global memory.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/device/matrix.cuh"
+
+namespace amoeba::kernels::cuda {
+
+// Of `rows` by `columns` of 16-bit elements for each expert, in boxes of `box_rows` by 64 columns
+// with the 128-byte swizzle. With a pairing of rows the map has five dimensions
+// (column, row of eight, gate or up, block, expert), otherwise three (column, row, expert).
+CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t num_experts,
+                            int64_t rows, int64_t columns, int box_rows);
+
+}  // namespace amoeba::kernels::cuda
