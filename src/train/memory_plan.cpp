@@ -22,6 +22,7 @@ constexpr int64_t kFp32 = 4, kId = 8;  // ids are int64
 // MemoryPlan::program on the CPU, measured (docs/memory.md). oneDNN's products, which bf16 takes,
 // hold more.
 constexpr int64_t kProgramFp32 = 220 << 20, kProgramBf16 = 340 << 20;
+constexpr int64_t kProgramBf16Fused = 250 << 20;  // experts take none of oneDNN's products
 
 // One half of a block: attention or network.
 struct Half {
@@ -246,7 +247,9 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
   const int64_t chunk = std::min(tokens, std::max<int64_t>(1, step.loss_chunk_bytes / row));
   plan.loss = 2 * chunk * row;  // the logits, and their exponentials for the sum
   plan.loss += s.weight_gradient(config.vocab_size * s.dim());
-  if (s.cpu) plan.program = c == kFp32 ? kProgramFp32 : kProgramBf16;
+  const bool is_fused = config.num_dense_layers < config.num_layers && takes_fused(s);
+  const int64_t program_bf16 = is_fused ? kProgramBf16Fused : kProgramBf16;
+  if (s.cpu) plan.program = c == kFp32 ? kProgramFp32 : program_bf16;
   return plan;
 }
 
