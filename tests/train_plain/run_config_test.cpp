@@ -193,7 +193,8 @@ TEST(RunConfig, RefusesContradictions) {
        "'training.activation_checkpoint' got 'ful', want one of none, full, selective; did you "
        "mean 'full'?"},
       {[](RunConfig& c) { c.moe.compute_backend = "grouped"; },
-       "'moe.compute_backend' got 'grouped', want one of auto, grouped_mm, batched_mm_padded, "
+       "'moe.compute_backend' got 'grouped', want one of auto, fused, grouped_mm, "
+       "batched_mm_padded, "
        "batched_mm_capacity, for_loop"},
   };
   for (const Case& c : cases) {
