@@ -1,5 +1,6 @@
 """amoeba.experts and amoeba.experts_rows: values and every gradient, refusals, errors, determinism."""
 
+import functools
 import unittest
 
 import support
@@ -37,7 +38,8 @@ class Values(unittest.TestCase):
                 with self.subTest(case=case.name, dtype=dtype):
                     inputs, dy = support.make_inputs(case, dtype), make_dy(case, dtype)
                     plain, exact = (support.run_plain(case, inputs, d, dy) for d in (dtype, torch.float64))
-                    support.assert_rows(self, run(case, inputs, dy), plain, exact)
+                    drawn = functools.partial(support.drawn_plain_errors, case, dtype, dy)
+                    support.assert_rows(self, run(case, inputs, dy), plain, exact, drawn)
 
     def test_any_strides(self):
         for case in support.CASES:
@@ -61,7 +63,8 @@ class Values(unittest.TestCase):
             inputs, dy = support.make_inputs(case, torch.float32), make_dy(case, torch.float32)
             plain, exact = (support.run_plain(case, inputs, d, dy) for d in (torch.float32, torch.float64))
             with self.subTest(case=case.name):
-                support.assert_rows(self, run(case, inputs, dy, save="nothing"), plain, exact)
+                drawn = functools.partial(support.drawn_plain_errors, case, torch.float32, dy)
+                support.assert_rows(self, run(case, inputs, dy, save="nothing"), plain, exact, drawn)
 
     def test_threads_change_no_bit(self):
         case = support.Case("many", tuple((i % 5, (i * 3 + 1) % 5) for i in range(97)), model_dim=33, hidden_dim=17)
