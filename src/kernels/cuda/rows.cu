@@ -76,6 +76,20 @@ __device__ float score_at(const Scores& scores, int64_t token, int64_t choice) {
                              scores.dtype);
 }
 
+// One warp a row; eight chunks of a lane are under way.
+__global__ void __launch_bounds__(kWarpThreads) gather_kernel(GatherArguments p) {
+  const int64_t row = (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
+  if (row >= *p.num_sorted) return;
+  const int64_t token = p.row_token[row];
+  const char* from = p.rows + token * p.row_stride;
+  char* to = p.out + row * p.row_bytes;
+#pragma unroll 8
+  for (int64_t at = (threadIdx.x & 31) * 16; at < p.row_bytes; at += 32 * 16) {
+    *reinterpret_cast<uint4*>(to + at) =
+        token < 0 ? make_uint4(0, 0, 0, 0) : __ldg(reinterpret_cast<const uint4*>(from + at));
+  }
+}
+
 // Eight values of a 16-byte chunk.
 template <typename T>
 __device__ void add_chunk(const uint4& chunk, float weight, float (&sum)[8]) {
@@ -212,6 +226,13 @@ void prepare(const PrepareArguments& arguments, const Grouping& grouping, cudaSt
   prepare_kernel<<<1 + grid_blocks(rows, kPrepareThreads), kPrepareThreads, 0, stream>>>(arguments,
                                                                                          grouping);
   check_launch("experts: prepare");
+}
+
+void gather(const GatherArguments& arguments, cudaStream_t stream) {
+  if (arguments.num_rows == 0) return;
+  gather_kernel<<<grid_blocks(arguments.num_rows * 32, kWarpThreads), kWarpThreads, 0, stream>>>(
+      arguments);
+  check_launch("experts: gather");
 }
 
 template <typename T>

@@ -41,6 +41,19 @@ struct PrepareArguments {
 };
 void prepare(const PrepareArguments& arguments, const Grouping& grouping, cudaStream_t stream);
 
+// out[r] [R, D] = row row_token[r] of rows, zeros without a token; rows past the last routed one
+// are left.
+struct GatherArguments {
+  const char* rows = nullptr;
+  int64_t row_stride = 0;  // bytes
+  char* out = nullptr;
+  int64_t num_rows = 0;   // R
+  int64_t row_bytes = 0;  // of D elements
+  const int32_t* row_token = nullptr;
+  const int32_t* num_sorted = nullptr;  // [1]
+};
+void gather(const GatherArguments& arguments, cudaStream_t stream);
+
 // out[t] = sum over k, in order, of score[t, k] * rows[slot_row[t, k]]; slot_row -1: nothing.
 template <typename T>
 struct CombineArguments {
