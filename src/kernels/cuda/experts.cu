@@ -273,15 +273,16 @@ class Call {
   device::Matrix gathered(const View& rows, void* buffer) const {
     const device::Matrix matrix = indexed(rows);
     if (matrix.row_index == nullptr || products_.gathers) return matrix;
-    GatherArguments p;
+    SpreadArguments p;
     p.rows = matrix.base;
     p.row_stride = matrix.row_stride;
     p.out = static_cast<char*>(buffer);
-    p.num_rows = sizes_.num_rows;
     p.row_bytes = sizes_.model_dim * static_cast<int64_t>(sizeof(T));
-    p.row_token = matrix.row_index;
+    p.num_tokens = sizes_.num_tokens;
+    p.num_choices = sizes_.num_choices;
+    p.slot_row = arguments_.slot_row;
     p.num_sorted = grouping_.offsets + sizes_.num_experts;
-    gather(p, stream_);
+    spread(p, stream_);
     return own_rows<T>(buffer, sizes_.model_dim);
   }
 

@@ -152,16 +152,6 @@ class Sm90Rows {
   PieceRing ring_;
 };
 
-// The pieces of a tile one after the other, each in acc[0]: registers take constant indices only,
-// and one copy of the code for all pieces stays in the instruction cache.
-__device__ inline void next_piece(float (&acc)[4][8][4]) {
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-#pragma unroll
-    for (int j = 0; j < 32; ++j) acc[i][j / 4][j % 4] = acc[i + 1][j / 4][j % 4];
-  }
-}
-
 // ---- up: z and a of silu(gate) * up
 
 template <typename T>
@@ -187,25 +177,26 @@ class Sm90Up {
     if (row >= tile.row_end) return;
     const int lane = threadIdx.x & 31;
     const bool up_first = p_.up.rule.up_first;
-#pragma unroll 1
+    // Of rows lane / 4 and lane / 4 + 8. Stored last: a fence waits for the stores before it.
+    uint32_t activated[4][2][4];
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int32_t column = tile.column + kPieceColumns * i;
-      if (column >= n) return;
+      if (column >= n) break;
       const bool keeps = p_.up.z.data != nullptr;
       const uint32_t piece = keeps ? ring_.next(lane) : 0;
-      uint32_t low[4], high[4];  // a of rows lane / 4 and lane / 4 + 8
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float(&first)[4] = acc[0][2 * j];
-        const float(&second)[4] = acc[0][2 * j + 1];
+        const float(&first)[4] = acc[i][2 * j];
+        const float(&second)[4] = acc[i][2 * j + 1];
         float a[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           a[c] = activate<true>(p_.up.rule.activation, up_first ? second[c] : first[c],
                                 up_first ? first[c] : second[c]);
         }
-        low[j] = pack<T>(a[0], a[1]);
-        high[j] = pack<T>(a[2], a[3]);
+        activated[i][0][j] = pack<T>(a[0], a[1]);
+        activated[i][1][j] = pack<T>(a[2], a[3]);
         if (keeps) {
           store_matrices(blocks_address(piece, 2 * j, lane),
                          {pack<T>(first[0], first[1]), pack<T>(first[2], first[3]),
@@ -218,11 +209,14 @@ class Sm90Up {
         store_piece(p_.z, piece, out, p_.up.z.columns * static_cast<int64_t>(sizeof(T)), row,
                     column, tile.row_end - row, n - column, lane);
       }
-      if (p_.up.activated != nullptr) {
-        store_activated(low, row + lane / 4, column / 2, tile.row_end);
-        store_activated(high, row + lane / 4 + 8, column / 2, tile.row_end);
-      }
-      next_piece(acc);
+    }
+    if (p_.up.activated == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = tile.column + kPieceColumns * i;
+      if (column >= n) return;
+      store_activated(activated[i][0], row + lane / 4, column / 2, tile.row_end);
+      store_activated(activated[i][1], row + lane / 4 + 8, column / 2, tile.row_end);
     }
   }
 
@@ -287,38 +281,29 @@ class Sm90HiddenGradient {
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     if (row >= tile.row_end) return;
-    const Arguments& g = p_.gradient;
-    const int lane = threadIdx.x & 31;
-    const int32_t my_row = row + lane / 4;  // and 8 below it
+    const int32_t my_row = row + (threadIdx.x & 31) / 4;  // and 8 below it
     const float after[2] = {weight(my_row, tile.row_end), weight(my_row + 8, tile.row_end)};
     const int count = num_pieces(tile, n);
     __syncwarp();
+    // Of piece lane % 4 of both pairs' four. Stored last: a fence waits for the stores before it.
+    float first_parts[2] = {0, 0}, parts[2] = {0, 0};
 #pragma unroll 1
-    for (int i = 0; 2 * i < count; ++i) {
-      uint32_t activated[8][2];
+    for (int pair = 0; pair < 2; ++pair) {
+      first_parts[0] = parts[0], first_parts[1] = parts[1];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int index = 2 * i + half;
-        if (index >= count) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) activated[4 * half + j][0] = activated[4 * half + j][1] = 0;
-          continue;
-        }
-        const uint32_t place = (first_ + index) % kProducts;
-        const uint32_t piece = pieces_ + place * kPieceBytes;
-        wait(barriers_ + place * 8, (first_ + index) / kProducts & 1);
-        float part[2] = {0, 0};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          compute_block(blocks_address(piece, 2 * j, lane), acc[0][4 * half + j], after,
-                        activated[4 * half + j], part);
-        }
-        finish_piece(tile, row, n, index, piece, part);
+      for (int i = 0; i < 2; ++i) {
+        const int index = 4 * pair + 2 * i;
+        if (index < count) compute_piece(tile, row, n, index, count, after, acc[i], parts);
       }
-      if (g.activated != nullptr) store_activated(tile, row, n, i, activated);
-      next_piece(acc);
+      // Registers take constant indices only, and one copy of the code for two pairs of pieces
+      // stays in the instruction cache.
+#pragma unroll
+      for (int i = 0; i < 64; ++i)
+        acc[i / 32][i / 4 % 8][i % 4] = acc[i / 32 + 2][i / 4 % 8][i % 4];
     }
     first_ += count;
+    store_parts(tile, my_row, count, 0, first_parts);
+    store_parts(tile, my_row, count, 4, parts);
   }
 
  private:
@@ -339,13 +324,57 @@ class Sm90HiddenGradient {
                     2 * (tile.column + 32 * index), row, 0);
   }
 
-  // dz of 8 columns of gate and up in place of z; `at`: this lane's row of both.
-  __device__ void compute_block(uint32_t at, const float (&da)[4], const float (&after)[2],
+  // Of piece first + lane % 4.
+  __device__ void store_parts(const Tile& tile, int32_t row, int count, int first,
+                              const float (&parts)[2]) {
+    const Arguments& g = p_.gradient;
+    const int index = first + threadIdx.x % 4;
+    if (g.score_parts == nullptr || index >= count) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t at = row + 8 * r;
+      if (at >= tile.row_end) continue;
+      g.score_parts[at * g.num_parts + tile.column / kScoreColumns + index] = parts[r];
+    }
+  }
+
+  // 64 columns of a: two pieces of z from `index` on.
+  __device__ void compute_piece(const Tile& tile, int32_t row, int32_t n, int index, int count,
+                                const float (&after)[2], const float (&da)[8][4],
+                                float (&parts)[2]) {
+    const int lane = threadIdx.x & 31;
+    uint32_t activated[8][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (index + half >= count) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) activated[4 * half + j][0] = activated[4 * half + j][1] = 0;
+        continue;
+      }
+      const uint32_t place = (first_ + index + half) % kProducts;
+      const uint32_t piece = pieces_ + place * kPieceBytes;
+      wait(barriers_ + place * 8, (first_ + index + half) / kProducts & 1);
+      float part[2] = {0, 0};
+      uint32_t z[4][4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) load_matrices<false>(z[j], blocks_address(piece, 2 * j, lane));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        compute_block(da[4 * half + j], after, z[j], activated[4 * half + j], part);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) store_matrices(blocks_address(piece, 2 * j, lane), z[j]);
+      finish_piece(tile, row, n, index + half, piece, part, parts);
+    }
+    if (p_.gradient.activated != nullptr) {
+      store_activated(tile, row, n, tile.column + 32 * index, activated);
+    }
+  }
+
+  // From z to dz of 8 columns of gate and up.
+  __device__ void compute_block(const float (&da)[4], const float (&after)[2], uint32_t (&z)[4],
                                 uint32_t (&activated)[2], float (&part)[2]) {
     const bool up_first = p_.gradient.rule.up_first;
-    uint32_t z[4];
-    load_matrices<false>(z, at);
-    uint32_t dz[4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float2 gate = unpack<T>(up_first ? z[2 + r] : z[r]);
@@ -358,27 +387,21 @@ class Sm90HiddenGradient {
       activated[r] = pack<T>(x.value * after[r], y.value * after[r]);
       const uint32_t dgate = pack<T>(dx * x.dgate, dy * y.dgate);
       const uint32_t dup = pack<T>(dx * x.dup, dy * y.dup);
-      dz[r] = up_first ? dup : dgate;
-      dz[2 + r] = up_first ? dgate : dup;
+      z[r] = up_first ? dup : dgate;
+      z[2 + r] = up_first ? dgate : dup;
     }
-    store_matrices(at, dz);
   }
 
   __device__ void finish_piece(const Tile& tile, int32_t row, int32_t n, int index, uint32_t piece,
-                               const float (&part)[2]) {
+                               const float (&part)[2], float (&parts)[2]) {
     const Arguments& g = p_.gradient;
     const int lane = threadIdx.x & 31;
-    const int32_t column = tile.column + 32 * index;
-    if (g.score_parts != nullptr) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float sum = sum_quad(part[r]);
-        const int64_t at = row + lane / 4 + 8 * r;
-        if (lane % 4 == 0 && at < tile.row_end) {
-          g.score_parts[at * g.num_parts + column / kScoreColumns] = sum;
-        }
-      }
+    for (int r = 0; r < 2; ++r) {
+      const float sum = sum_quad(part[r]);
+      if (index % 4 == lane % 4) parts[r] = sum;
     }
+    const int32_t column = tile.column + 32 * index;
     const int64_t stride = 2 * static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
     store_piece(
         p_.dz, piece,
@@ -392,11 +415,10 @@ class Sm90HiddenGradient {
     }
   }
 
-  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int i,
+  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int32_t column,
                                   const uint32_t (&activated)[8][2]) {
     const int lane = threadIdx.x & 31;
     const uint32_t piece = pieces_ + kProducts * kPieceBytes;
-    const int32_t column = tile.column + kPieceColumns * i;
     if (lane == 0) wait_stores_read<1>();
     __syncwarp();
 #pragma unroll
@@ -427,15 +449,18 @@ class Sm90WeightGradient {
   using Arguments = typename WeightGradientEpilogue<T>::Params;
   struct Params {
     CUtensorMap out;
-    Pairing pairing;
+    bool is_paired;
+    bool up_is_below;  // in memory, of gate
   };
   static Params make_params(const GroupedProduct& p, const Arguments& gradient, bool is_bf16) {
-    return {make_tensor_map(gradient.out, is_bf16, p.num_experts, p.m, p.n, kPieceRows),
-            gradient.out.pairing};
+    const bool is_paired = gradient.out.pairing == Pairing::kRowBlocks;
+    return {make_tensor_map(rising(gradient.out), is_bf16, p.num_experts, p.m, p.n,
+                            is_paired ? kPieceRows / 2 : kPieceRows),
+            is_paired, is_paired && gradient.out.up_offset < 0};
   }
   static bool takes(const Arguments& gradient) {
     return !gradient.fp32 && !gradient.accumulate && !gradient.skip_gate && !gradient.skip_up &&
-           has_tensor_map(gradient.out);
+           has_tensor_map(rising(gradient.out));
   }
 
   __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
@@ -459,8 +484,10 @@ class Sm90WeightGradient {
       fence_shared_for_products();
       __syncwarp();
       if (lane != 0) continue;
-      if (p_.pairing == Pairing::kRowBlocks) {
-        store_box(&p_.out, piece, column, 0, 0, row / 16, tile.expert);
+      if (p_.is_paired) {
+        const int32_t below = p_.up_is_below ? 1 : 0;
+        store_box(&p_.out, piece, column, 0, below, row / 16, tile.expert);
+        store_box(&p_.out, piece + kPieceBytes / 2, column, 0, 1 - below, row / 16, tile.expert);
       } else {
         store_box(&p_.out, piece, column, row, tile.expert);
       }
@@ -469,6 +496,15 @@ class Sm90WeightGradient {
   }
 
  private:
+  // With gate and up in the order of their addresses, as a tensor map wants them.
+  static Matrix rising(Matrix out) {
+    if (out.pairing == Pairing::kRowBlocks && out.up_offset < 0) {
+      out.base += out.up_offset;
+      out.up_offset = -out.up_offset;
+    }
+    return out;
+  }
+
   const Params& p_;
   PieceRing ring_;
 };

@@ -36,7 +36,8 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
       {size(row_stride), size(expert_stride), 0, 0},
       {size(row_stride), size(matrix.up_offset), size(8 * row_stride), size(expert_stride)}};
   const cuuint32_t boxes[2][5] = {{64, static_cast<cuuint32_t>(box_rows), 1, 1, 1},
-                                  {64, 8, 2, static_cast<cuuint32_t>(box_rows / 16), 1}};
+                                  {64, 8, box_rows < 16 ? 1u : 2u,
+                                   box_rows < 16 ? 1u : static_cast<cuuint32_t>(box_rows / 16), 1}};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMap map;
   const CUresult status =
