@@ -52,16 +52,17 @@ __device__ inline uint32_t blocks_address(uint32_t piece, int block, int lane) {
   return chunk_address(piece, lane & 15, block + (lane >> 4));
 }
 
-// Two pieces of a warp, in turn.
+// kPieces of a warp, in turn.
+template <int kPieces>
 class PieceRing {
  public:
   explicit __device__ PieceRing(uint32_t base) : base_(base) {}
 
   // A piece that no store reads any more.
   __device__ uint32_t next(int lane) {
-    if (lane == 0) wait_stores_read<1>();
+    if (lane == 0) wait_stores_read<kPieces - 1>();
     __syncwarp();
-    turn_ ^= 1;
+    turn_ = (turn_ + 1) % kPieces;
     return base_ + turn_ * kPieceBytes;
   }
 
@@ -149,7 +150,7 @@ class Sm90Rows {
   }
 
   const Params& p_;
-  PieceRing ring_;
+  PieceRing<2> ring_;
 };
 
 // ---- up: z and a of silu(gate) * up
@@ -157,8 +158,9 @@ class Sm90Rows {
 template <typename T>
 class Sm90Up {
  public:
-  static constexpr int kStages = 4;
-  static constexpr int kWarpBytes = 2 * kPieceBytes;
+  static constexpr int kStages =
+      3;  // frees room for four pieces: a store is read within about 1 us
+  static constexpr int kWarpBytes = 4 * kPieceBytes;
   using Arguments = UpParams<T>;
   struct Params {
     Arguments up;
@@ -237,7 +239,7 @@ class Sm90Up {
   }
 
   const Params& p_;
-  PieceRing ring_;
+  PieceRing<4> ring_;
 };
 
 // ---- hidden gradient of silu(gate) * up: z comes by the copy engine, and dz takes its place
@@ -245,8 +247,10 @@ class Sm90Up {
 template <typename T>
 class Sm90HiddenGradient {
  public:
-  static constexpr int kStages = 3;
-  static constexpr int kProducts = 4;  // pieces of z and dz: 32 columns of a each
+  // Two stages keep up, and leave room for nearly all of a tile's z to arrive before its end.
+  static constexpr int kStages = 2;
+  static constexpr int kProducts = 7;  // pieces of z and dz: 32 columns of a each
+  static constexpr int kAhead = 4;     // pieces, when one has to wait for the place of another
   static constexpr int kWarpBytes = (kProducts + 1) * kPieceBytes;  // and one of a
   using Arguments = HiddenGradientParams<T>;
   struct Params {
@@ -367,7 +371,7 @@ class Sm90HiddenGradient {
       finish_piece(tile, row, n, index + half, piece, part, parts);
     }
     if (p_.gradient.activated != nullptr) {
-      store_activated(tile, row, n, tile.column + 32 * index, activated);
+      store_activated(tile, row, n, index, count, activated);
     }
   }
 
@@ -383,7 +387,7 @@ class Sm90HiddenGradient {
       const ActivationGradient y = activate_gradient<true>({}, gate.y, up.y);
       const float dx = da[2 * r] * after[r];
       const float dy = da[2 * r + 1] * after[r];
-      part[r] += da[2 * r] * x.value + da[2 * r + 1] * y.value;
+      part[r] = fmaf(da[2 * r], x.value, fmaf(da[2 * r + 1], y.value, part[r]));
       activated[r] = pack<T>(x.value * after[r], y.value * after[r]);
       const uint32_t dgate = pack<T>(dx * x.dgate, dy * y.dgate);
       const uint32_t dup = pack<T>(dx * x.dup, dy * y.dup);
@@ -407,15 +411,15 @@ class Sm90HiddenGradient {
         p_.dz, piece,
         reinterpret_cast<char*>(g.dz) + row * stride + 2 * column * static_cast<int64_t>(sizeof(T)),
         stride, row, 2 * column, tile.row_end - row, 2 * (n - column), lane);
-    // The place of the piece before this one is free once its store has read it.
-    const int next = index + kProducts - 1;
-    if (lane == 0 && index > 0 && next < num_pieces(tile, n)) {
-      wait_stores_read<1>();
+    // Into the place of a piece whose store has read it: at most that many groups came after.
+    const int next = index + kAhead;
+    if (lane == 0 && next >= kProducts && next < num_pieces(tile, n)) {
+      wait_stores_read<kProducts - kAhead>();
       load(tile, row, next);
     }
   }
 
-  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int32_t column,
+  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int index, int count,
                                   const uint32_t (&activated)[8][2]) {
     const int lane = threadIdx.x & 31;
     const uint32_t piece = pieces_ + kProducts * kPieceBytes;
@@ -506,7 +510,7 @@ class Sm90WeightGradient {
   }
 
   const Params& p_;
-  PieceRing ring_;
+  PieceRing<2> ring_;
 };
 
 // ---- every option, by strips

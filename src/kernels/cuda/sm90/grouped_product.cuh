@@ -32,7 +32,7 @@ struct Sm90 {
   static constexpr int kBytesHalf = kHalf * kDepth * 2;
   static constexpr int kStageBytes = kBytesA + 2 * kBytesHalf;
   static constexpr int kBarrierBytes = 1024;
-  static constexpr int kWarpBarriers = 4;
+  static constexpr int kWarpBarriers = 8;
   // Registers of a thread that copies and one that computes; together what the block starts with.
   static constexpr int kCopyRegisters = 40;
   static constexpr int kComputeRegisters = 232;
