@@ -13,6 +13,7 @@
 #include "kernels/cuda/operands.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/sm90/tensor_map.h"
 #include "kernels/cuda/workspace.h"
 
 namespace amoeba::kernels::cuda {
@@ -91,12 +92,13 @@ std::string refuse_sm90(const ExpertsArguments& arguments, const ExpertsOptions&
   if (gate_up.matrix.pairing == device::Pairing::kColumnBlocks) {
     return "gate_up is transposed with gate and up apart, want them apart by row or interleaved";
   }
-  constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
   for (const device::Matrix& matrix : {gate_up.matrix, stored_down(weights.down).matrix}) {
-    if (matrix.row_stride <= 0 || matrix.expert_stride <= 0 ||
-        std::max(matrix.expert_stride, matrix.up_offset) >= kMaxStride) {
+    if (!has_tensor_map(matrix)) {
       return "a stride of the weights is negative, zero or 2^40 bytes or more";
     }
+  }
+  if (arguments.row_slot == nullptr && arguments.x.size[0] > 1 && arguments.x.stride[0] <= 0) {
+    return cat("x has a row stride of ", arguments.x.stride[0], ", want a positive one");
   }
   return "";
 }
@@ -109,8 +111,7 @@ struct Implementation {
 
 const Implementation kImplementations[] = {
     // best first
-    {{"sm90", "warp groups that copy and warp groups that compute with wgmma, bf16 and fp16",
-      refuse_sm90},
+    {{"sm90", "pairs of blocks fed by the copy engine, wgmma, bf16 and fp16", refuse_sm90},
      sm90_products<bf16>,
      sm90_products<fp16>},
     {{"sm80", "cp.async and mma.m16n8k16, bf16 and fp16", refuse_sm80},
@@ -192,7 +193,7 @@ class Call {
   void forward(const ForwardScratch& scratch, const device::StoredProduct& saved, const View& y) {
     prepare_grouping();
     if (has_rows()) {
-      up(saved, static_cast<T*>(scratch.activated));
+      up(saved, static_cast<T*>(scratch.activated), scratch.rows);
       down(scratch, y);
     }
     if (sizes_.has_slots) {
@@ -206,14 +207,11 @@ class Call {
                 const ExpertsGradients& gradients) {
     prepare_grouping();
     const Matrices out = gradients_of(gradients, arguments_, options_);
-    device::Matrix gathered_dy = stored_rows(dy);
-    gathered_dy.row_index = grouping_.row_token;
-    if (has_rows()) {
-      const device::StoredProduct& z = options_.save == Save::kNothing ? scratch.z : saved;
-      if (options_.save == Save::kNothing) up(z, nullptr);
-      hidden_gradient(scratch, z, gathered_dy, gradients);
-    }
-    down_gradient(scratch, gathered_dy, out, gradients.accumulate);
+    const device::StoredProduct& z = options_.save == Save::kNothing ? scratch.z : saved;
+    if (has_rows() && options_.save == Save::kNothing) up(z, nullptr, scratch.rows);
+    const device::Matrix gathered_dy = gathered(dy, scratch.rows);
+    if (has_rows()) hidden_gradient(scratch, z, gathered_dy, gradients);
+    down_gradient(scratch, gathered_dy, dy, out, gradients.accumulate);
     gate_up_gradient(scratch, out, gradients.accumulate);
     if (gradients.dx.data != nullptr) input_gradient(scratch, gradients.dx);
     if (gradients.dscores.data != nullptr) scores_gradient(scratch, dy, gradients.dscores);
@@ -237,6 +235,7 @@ class Call {
     device::GroupedProduct p;
     p.a = a;
     p.b = b;
+    p.m = sizes_.num_rows;
     p.num_experts = sizes_.num_experts;
     p.offsets = grouping_.offsets;
     p.tiles = grouping_.tiles;
@@ -263,10 +262,28 @@ class Call {
     return rule;
   }
 
-  device::Matrix gathered_x() const {
-    device::Matrix x = stored_rows(arguments_.x);
-    x.row_index = grouping_.row_token;
-    return x;
+  // Rows of tokens: with an index where they are stored.
+  device::Matrix indexed(const View& rows) const {
+    device::Matrix matrix = stored_rows(rows);
+    matrix.row_index = grouping_.row_token;
+    return matrix;
+  }
+
+  // As the products read them: `buffer` [R, D] takes them where the products want no index.
+  device::Matrix gathered(const View& rows, void* buffer) const {
+    const device::Matrix matrix = indexed(rows);
+    if (matrix.row_index == nullptr || products_.gathers) return matrix;
+    SpreadArguments p;
+    p.rows = matrix.base;
+    p.row_stride = matrix.row_stride;
+    p.out = static_cast<char*>(buffer);
+    p.row_bytes = sizes_.model_dim * static_cast<int64_t>(sizeof(T));
+    p.num_tokens = sizes_.num_tokens;
+    p.num_choices = sizes_.num_choices;
+    p.slot_row = arguments_.slot_row;
+    p.num_sorted = grouping_.offsets + sizes_.num_experts;
+    spread(p, stream_);
+    return own_rows<T>(buffer, sizes_.model_dim);
   }
 
   void prepare_grouping() {
@@ -282,8 +299,8 @@ class Call {
   }
 
   // z [R, 2H] and a [R, H], each where wanted.
-  void up(const device::StoredProduct& z, T* activated) {
-    device::GroupedProduct p = product(gathered_x(), gate_up_.matrix);
+  void up(const device::StoredProduct& z, T* activated, void* rows) {
+    device::GroupedProduct p = product(gathered(arguments_.x, rows), gate_up_.matrix);
     p.n = 2 * sizes_.hidden_dim;
     p.k = sizes_.model_dim;
     products_.up(p, {gate_up_rule(), z, activated}, launch(gate_up_.transposed));
@@ -360,7 +377,7 @@ class Call {
 
   // ddown = sum of weighted dy a^T over the rows of an expert; its bias the sum of weighted dy.
   void down_gradient(const BackwardScratch& scratch, const device::Matrix& gathered_dy,
-                     const Matrices& out, bool accumulate) {
+                     const View& dy, const Matrices& out, bool accumulate) {
     if (out.down.data != nullptr) {
       const Stored stored = stored_down(out.down);
       const device::Matrix activated = own_rows<T>(scratch.activated, sizes_.hidden_dim);
@@ -372,7 +389,7 @@ class Call {
     }
     if (out.down_bias.data != nullptr) {
       ColumnSums sums;
-      sums.rows = gathered_dy;
+      sums.rows = indexed(dy);
       sums.row_weight = weight_after();
       sums.num_columns = sizes_.model_dim;
       sums.out = stored_bias(out.down_bias, {});
@@ -391,9 +408,9 @@ class Call {
       const typename Products<T>::WeightGradient epilogue = {stored.matrix, dtype == DType::kF32,
                                                              accumulate, first.data == nullptr,
                                                              second.data == nullptr};
-      stored.transposed
-          ? weight_gradient(gathered_x(), sizes_.model_dim, dz, 2 * sizes_.hidden_dim, epilogue)
-          : weight_gradient(dz, 2 * sizes_.hidden_dim, gathered_x(), sizes_.model_dim, epilogue);
+      const device::Matrix x = gathered(arguments_.x, scratch.rows);
+      stored.transposed ? weight_gradient(x, sizes_.model_dim, dz, 2 * sizes_.hidden_dim, epilogue)
+                        : weight_gradient(dz, 2 * sizes_.hidden_dim, x, sizes_.model_dim, epilogue);
     }
     const Matrix& first_bias = up_first_ ? out.up_bias : out.gate_bias;
     const Matrix& second_bias = up_first_ ? out.gate_bias : out.up_bias;

@@ -22,6 +22,9 @@ struct Products {
   using HiddenGradient = device::HiddenGradientParams<T>;
   using WeightGradient = typename device::WeightGradientEpilogue<T>::Params;
 
+  // Whether rows of tokens may come with an index; otherwise they are gathered before.
+  bool gathers = false;
+
   // By rows: a has the sum's columns in a row; b either way.
   void (*rows)(const Product& product, const Rows& epilogue, const ProductLaunch& launch);
   void (*up)(const Product& product, const Up& epilogue, const ProductLaunch& launch);

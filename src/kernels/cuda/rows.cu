@@ -76,6 +76,32 @@ __device__ float score_at(const Scores& scores, int64_t token, int64_t choice) {
                              scores.dtype);
 }
 
+// One warp a token reads its row once. Eight chunks of a lane are under way.
+__global__ void __launch_bounds__(kWarpThreads) spread_kernel(SpreadArguments p) {
+  constexpr int kChunks = 8;
+  const int64_t num_sorted = *p.num_sorted;
+  const int64_t token = (blockIdx.x * static_cast<int64_t>(kWarpThreads) + threadIdx.x) / 32;
+  if (token >= p.num_tokens) return;
+  const char* from = p.rows + token * p.row_stride;
+  for (int64_t first = (threadIdx.x & 31) * 16; first < p.row_bytes; first += kChunks * 512) {
+    uint4 chunk[kChunks];
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int64_t at = first + i * 512;
+      if (at < p.row_bytes) chunk[i] = __ldg(reinterpret_cast<const uint4*>(from + at));
+    }
+    for (int64_t k = 0; k < p.num_choices; ++k) {
+      const int64_t row = p.slot_row[token * p.num_choices + k];
+      if (row < 0 || row >= num_sorted) continue;
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i) {
+        const int64_t at = first + i * 512;
+        if (at < p.row_bytes) *reinterpret_cast<uint4*>(p.out + row * p.row_bytes + at) = chunk[i];
+      }
+    }
+  }
+}
+
 // Eight values of a 16-byte chunk.
 template <typename T>
 __device__ void add_chunk(const uint4& chunk, float weight, float (&sum)[8]) {
@@ -212,6 +238,13 @@ void prepare(const PrepareArguments& arguments, const Grouping& grouping, cudaSt
   prepare_kernel<<<1 + grid_blocks(rows, kPrepareThreads), kPrepareThreads, 0, stream>>>(arguments,
                                                                                          grouping);
   check_launch("experts: prepare");
+}
+
+void spread(const SpreadArguments& arguments, cudaStream_t stream) {
+  if (arguments.num_tokens == 0) return;
+  spread_kernel<<<grid_blocks(arguments.num_tokens * 32, kWarpThreads), kWarpThreads, 0, stream>>>(
+      arguments);
+  check_launch("experts: spread");
 }
 
 template <typename T>

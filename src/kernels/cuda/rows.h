@@ -41,6 +41,19 @@ struct PrepareArguments {
 };
 void prepare(const PrepareArguments& arguments, const Grouping& grouping, cudaStream_t stream);
 
+// out[slot_row[t, k]] [R, D] = row t of rows for every k; rows past the last routed one are left.
+struct SpreadArguments {
+  const char* rows = nullptr;
+  int64_t row_stride = 0;  // bytes
+  char* out = nullptr;
+  int64_t row_bytes = 0;  // of D elements
+  int64_t num_tokens = 0;
+  int64_t num_choices = 0;
+  const int32_t* slot_row = nullptr;
+  const int32_t* num_sorted = nullptr;  // [1]
+};
+void spread(const SpreadArguments& arguments, cudaStream_t stream);
+
 // out[t] = sum over k, in order, of score[t, k] * rows[slot_row[t, k]]; slot_row -1: nothing.
 template <typename T>
 struct CombineArguments {

@@ -34,7 +34,7 @@ class Carver {
 struct ForwardScratch {
   Grouping grouping;
   void* activated;  // [R, H]
-  void* rows;       // [R, D]; tokens entry
+  void* rows;       // [R, D]; tokens entry: of x gathered, later of y
 };
 
 struct BackwardScratch {
@@ -42,7 +42,7 @@ struct BackwardScratch {
   void* dz;                 // [R, 2H]
   void* dpre;               // [R, 2H]; weights before and a gate-up bias
   void* activated;          // [R, H], weighted
-  void* rows;               // [R, D]; tokens entry
+  void* rows;               // [R, D]; tokens entry: of dy, x and dx in turn
   float* score_parts;       // [R, parts]
   device::StoredProduct z;  // recomputed; saves nothing
 };

@@ -60,7 +60,8 @@ struct Vector {
 };
 
 // One product c[e] = a[e] b[e]^T for every expert.
-//   By rows: rows [offsets[e], offsets[e+1]) of a, n rows (columns) of b, k columns in common.
+//   By rows: rows [offsets[e], offsets[e+1]) of the m of a, n rows (columns) of b, k columns in
+//   common.
 //   By depth: c[e] is [m, n], the sum runs over the rows [offsets[e], offsets[e+1]) of the k rows
 //   of a and b.
 struct GroupedProduct {

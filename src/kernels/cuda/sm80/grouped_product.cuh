@@ -156,6 +156,7 @@ void launch_sm80_gated(const device::GroupedProduct& p,
 template <typename T>
 const Products<T>& sm80_products() {
   static const Products<T> products = {
+      true,
       launch_sm80_by_rows<T, device::RowsEpilogue<T>>,
       launch_sm80_gated<T, device::UpEpilogue>,
       launch_sm80_gated<T, device::HiddenGradientEpilogue>,

@@ -1,304 +1,393 @@
-// Grouped products for sm_90a: wgmma fed by a group of four warps that copies.
+// Grouped products for sm_90a: wgmma fed by the copy engine.
 //
-// A persistent block of three groups of four warps on every multiprocessor. Group 0 copies both
-// operands into four stages of 48 KiB (128 x 64 of a, 256 x 64 of b): rows of tokens, gathered or
-// not, with cp.async, whole experts' weights with the copy engine. Groups 1 and 2 compute 64 x 256
-// of c each and store it while group 0 copies for the next tile.
+// Blocks in pairs (clusters of two), one block a multiprocessor, persistent. A pair computes two
+// tiles of 128 x 256 of c that mostly share their columns: then each block copies half of b's
+// part to both. A block is three groups of four warps. One thread of group 0 has the copy engine
+// fill stages of 48 KiB (128 x 64 of a, 256 x 64 of b); groups 1 and 2 compute 64 x 256 of c each,
+// and store it through shared memory (epilogues.cuh) while stages for the next tile fill.
 // 128 of a computing thread's registers are accumulators.
 #pragma once
 
-#include "kernels/cuda/device/epilogues.cuh"
+#include <algorithm>
+
 #include "kernels/cuda/device/tiles.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/products.h"
-#include "kernels/cuda/sm90/tensor_map.h"
-#include "kernels/cuda/sm90/wgmma.cuh"
+#include "kernels/cuda/sm90/epilogues.cuh"
 
 namespace amoeba::kernels::cuda {
 
 namespace device {
 
 struct Sm90 {
+  static constexpr int kPair = 2;
   static constexpr int kColumns = 256;
+  static constexpr int kHalf = 128;  // columns of b that one block of a pair copies
   static constexpr int kDepth = 64;
-  static constexpr int kStages = 4;
   static constexpr int kGroupThreads = 128;
   static constexpr int kThreads = 3 * kGroupThreads;
   static constexpr int kComputingWarps = 8;
-  static constexpr int kBytesA = kTileRows * kDepth * 2;
-  static constexpr int kBytesB = kColumns * kDepth * 2;
-  static constexpr int kStageBytes = kBytesA + kBytesB;
   static constexpr int kBlockBytes = 64 * kDepth * 2;  // 64 columns of an mn-major operand
+  static constexpr int kBytesA = kTileRows * kDepth * 2;
+  static constexpr int kBytesHalf = kHalf * kDepth * 2;
+  static constexpr int kStageBytes = kBytesA + 2 * kBytesHalf;
   static constexpr int kBarrierBytes = 1024;
-  static constexpr int kSharedBytes =
-      1024 + kStages * kStageBytes + kBarrierBytes + kComputingWarps * device::kStageBytes;
-  // A copying thread says that a stage is full when its copies of that stage have landed, this many
-  // stages later: so many are under way.
-  static constexpr int kLag = 2;
+  static constexpr int kWarpBarriers = 8;
+  // Registers of a thread that copies and one that computes; together what the block starts with.
+  static constexpr int kCopyRegisters = 40;
+  static constexpr int kComputeRegisters = 232;
+  static_assert(kCopyRegisters + 2 * kComputeRegisters <= 3 * 168);
+  static constexpr uint32_t kRasterPairs = 8;  // near in time, sharing weights in the cache
 };
 
-// Registers of a thread that copies and one that computes; together what the block starts with.
-template <Grouping kGrouping>
-struct Sm90Registers {
-  static constexpr int kCopy = kGrouping == Grouping::kByRows ? 56 : 104;
-  static constexpr int kCompute = kGrouping == Grouping::kByRows ? 224 : 200;
-  static_assert(kCopy + 2 * kCompute <= 3 * 168);
-};
-
-// Where a chunk lies in an operand of a stage: rows of 128 bytes with the 128-byte swizzle,
-// mn-major in blocks of 64 columns.
-template <bool kMnMajor>
-__device__ inline uint32_t sm90_place(uint32_t base, int row, int chunk) {
-  const int block = kMnMajor ? chunk / 8 : 0;
-  return base + block * Sm90::kBlockBytes + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
+template <typename Epilogue>
+constexpr int sm90_shared_bytes() {
+  constexpr int kBytes = 1024 + Epilogue::kStages * Sm90::kStageBytes + Sm90::kBarrierBytes +
+                         Sm90::kComputingWarps * Epilogue::kWarpBytes;
+  static_assert(kBytes <= 227 * 1024);
+  return kBytes;
 }
 
-template <typename T, int kTile, bool kMnMajor, bool kGathers>
-using Sm90Copy =
-    std::conditional_t<kMnMajor, MnMajorCopy<T, kTile, Sm90::kDepth, Sm90::kGroupThreads, kGathers>,
-                       KMajorCopy<T, kTile, Sm90::kDepth, Sm90::kGroupThreads, kGathers>>;
-
-// Stages of both sides: `count` steps so far.
+// The ring of stages, as one side walks through it.
+template <int kStages>
 struct Sm90Pipeline {
   uint32_t stages;    // shared addresses
   uint32_t barriers;  // full [kStages], empty [kStages]
-  uint32_t count = 0;
+  uint32_t index = 0;
+  uint32_t parity = 0;
 
-  __device__ uint32_t full(uint32_t step) const { return barriers + step % Sm90::kStages * 8; }
-  __device__ uint32_t empty(uint32_t step) const { return full(step) + Sm90::kStages * 8; }
-  __device__ uint32_t stage(uint32_t step) const {
-    return stages + step % Sm90::kStages * Sm90::kStageBytes;
+  __device__ uint32_t full() const { return barriers + index * 8; }
+  __device__ uint32_t empty() const { return empty(index); }
+  __device__ uint32_t empty(uint32_t at) const { return barriers + (kStages + at) * 8; }
+  __device__ uint32_t stage() const { return stages + index * Sm90::kStageBytes; }
+  __device__ void advance() {
+    index = index + 1 == kStages ? 0 : index + 1;
+    parity ^= index == 0 ? 1 : 0;
   }
-  static __device__ uint32_t parity(uint32_t step) { return step / Sm90::kStages & 1; }
 };
 
-// ---- group 0
+struct PairTile {
+  Tile tile;     // of this block; past the last one: that of the other without rows
+  bool shares;   // expert and columns are those of the other block
+  bool is_wide;  // more than kHalf columns
+};
 
-// kColumns (mn-major) or 256 rows (k-major) of an operand of a stage by the copy engine.
-template <bool kMnMajor, int kColumns>
-__device__ void copy_boxes(const CUtensorMap& map, Pairing pairing, int32_t expert, int32_t first,
-                           int32_t depth, uint32_t to, uint32_t barrier) {
+// Both blocks of a pair take tiles of equal depth. Tiles are numbered as find_tile does.
+template <Grouping kGrouping>
+__device__ bool find_pair(const GroupedProduct& p, uint32_t row_tiles, uint32_t index,
+                          uint32_t rank, PairTile* found) {
+  const auto column_tiles = static_cast<uint32_t>(num_column_tiles<Sm90::kColumns>(p));
+  Tile& tile = found->tile;
+  if constexpr (kGrouping == Grouping::kByDepth) {
+    const auto tiles_m = static_cast<uint32_t>((p.m + kTileRows - 1) / kTileRows);
+    const uint32_t tiles = tiles_m * column_tiles;
+    const uint32_t pairs = (tiles + 1) / 2;
+    const uint32_t expert = index / pairs;
+    if (expert >= static_cast<uint32_t>(p.num_experts)) return false;
+    const uint32_t first = (index - expert * pairs) * 2;
+    const bool is_past = first + rank >= tiles;
+    const uint32_t mine = is_past ? first : first + rank;
+    tile.expert = static_cast<int32_t>(expert);
+    tile.row_end = static_cast<int32_t>(p.m);
+    tile.row = is_past ? tile.row_end : static_cast<int32_t>(mine % tiles_m * kTileRows);
+    tile.column = static_cast<int32_t>(mine / tiles_m * Sm90::kColumns);
+    tile.depth = p.offsets[expert];
+    tile.depth_end = p.offsets[expert + 1];
+    found->shares = first + 1 >= tiles || first / tiles_m == (first + 1) / tiles_m;
+  } else {
+    const uint32_t pairs = (row_tiles + 1) / 2;
+    const uint32_t group = index / (Sm90::kRasterPairs * column_tiles) * Sm90::kRasterPairs;
+    if (group >= pairs) return false;
+    const uint32_t size = min(Sm90::kRasterPairs, pairs - group);
+    const uint32_t in_group = index - group * column_tiles;
+    if (in_group >= size * column_tiles) return false;
+    const uint32_t first = (group + in_group % size) * 2;
+    const bool is_past = first + rank >= row_tiles;
+    const int2 mine = p.tiles[is_past ? first : first + rank];
+    const int2 other = p.tiles[min(first + 1 - rank, row_tiles - 1)];
+    tile.expert = mine.x;
+    tile.row_end = p.offsets[mine.x + 1];
+    tile.row = is_past ? tile.row_end : mine.y;
+    tile.column = static_cast<int32_t>(in_group / size * Sm90::kColumns);
+    tile.depth = 0;
+    tile.depth_end = static_cast<int32_t>(p.k);
+    found->shares = mine.x == other.x;
+  }
+  found->is_wide = p.n - tile.column > Sm90::kHalf;
+  return true;
+}
+
+// ---- group 0: one thread
+
+// kHalf columns of b, by 64 columns where they lie along a row.
+template <bool kMnMajor, bool kToPair>
+__device__ void copy_half(const CUtensorMap& map, Pairing pairing, int32_t expert, int32_t first,
+                          int32_t depth, uint32_t to, uint32_t barrier) {
 #pragma unroll
-  for (int i = 0; i < (kMnMajor ? kColumns / 64 : 1); ++i) {
+  for (int i = 0; i < (kMnMajor ? Sm90::kHalf / 64 : 1); ++i) {
     const int32_t column = kMnMajor ? first + 64 * i : depth;
     const int32_t row = kMnMajor ? depth : first;
+    const uint32_t at = to + i * Sm90::kBlockBytes;
     if (pairing == Pairing::kRowBlocks) {
-      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, 0, 0, row / 16, expert);
+      copy_box<kToPair>(at, &map, barrier, column, 0, 0, row / 16, expert);
     } else {
-      copy_box(to + i * Sm90::kBlockBytes, &map, barrier, column, row, expert);
+      copy_box<kToPair>(at, &map, barrier, column, row, expert);
     }
   }
 }
 
-// By depth, rows past an expert's end are another's or nobody's: only whole steps may come by the
-// copy engine, and only rows without an index.
-template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping>
+template <bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, int kStages>
 __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
-                           const CUtensorMap& map_b, uint32_t row_tiles, Sm90Pipeline pipeline) {
-  constexpr bool kByDepth = kGrouping == Grouping::kByDepth;
-  const int thread = threadIdx.x;
-  Sm90Copy<T, kTileRows, kMnMajorA, true> copy_a;
-  Sm90Copy<T, Sm90::kColumns, kMnMajorB, true> copy_b;
-  const auto announce = [&](uint32_t step) {
-    fence_shared_for_products();
-    arrive(pipeline.full(step));
-  };
-  Tile tile;
-  for (uint32_t index = blockIdx.x;
-       find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
-    copy_a.start(p.a, tile.expert, tile.row, tile.row_end, tile.depth_end, thread);
-    copy_a.prepare(p.a, tile.depth);
-    if constexpr (kByDepth) {
-      copy_b.start(p.b, tile.expert, tile.column, static_cast<int32_t>(p.n), tile.depth_end,
-                   thread);
-      copy_b.prepare(p.b, tile.depth);
-    }
+                           const CUtensorMap& map_b, uint32_t row_tiles, uint32_t rank,
+                           Sm90Pipeline<kStages> pipeline) {
+  PairTile found;
+  for (uint32_t index = blockIdx.x / Sm90::kPair;
+       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
+    const Tile& tile = found.tile;
+    const int32_t expert = kGrouping == Grouping::kByDepth ? 0 : tile.expert;
+    const int num_halves = found.is_wide ? 2 : 1;
     for (int32_t depth = tile.depth; depth < tile.depth_end; depth += Sm90::kDepth) {
-      const uint32_t step = pipeline.count++;
-      wait(pipeline.empty(step), Sm90Pipeline::parity(step) ^ 1);
-      const uint32_t a = pipeline.stage(step);
-      const uint32_t b = a + Sm90::kBytesA;
-      const bool is_whole = kByDepth && depth + Sm90::kDepth <= tile.depth_end;
-      const bool boxes_a = is_whole && p.a.row_index == nullptr;
-      const bool boxes_b = !kByDepth || (is_whole && p.b.row_index == nullptr);
-      if (thread == 0) {
-        const uint32_t full = pipeline.full(step);
-        arrive_expecting(full, (boxes_a ? Sm90::kBytesA : 0) + (boxes_b ? Sm90::kBytesB : 0));
-        if (boxes_b) {
-          copy_boxes<kMnMajorB, Sm90::kColumns>(map_b, p.b.pairing, kByDepth ? 0 : tile.expert,
-                                                tile.column, depth, b, full);
+      wait(pipeline.empty(), pipeline.parity ^ 1);
+      const uint32_t full = pipeline.full();
+      const uint32_t a = pipeline.stage();
+      arrive_expecting(full, Sm90::kBytesA + num_halves * Sm90::kBytesHalf);
+      if constexpr (kMnMajorA) {
+#pragma unroll
+        for (int i = 0; i < kTileRows / 64; ++i) {
+          copy_box<false>(a + i * Sm90::kBlockBytes, &map_a, full, tile.row + 64 * i, depth, 0);
         }
-        if constexpr (kByDepth) {
-          if (boxes_a) {
-            copy_boxes<kMnMajorA, kTileRows>(map_a, Pairing::kNone, 0, tile.row, depth, a, full);
-          }
-        }
+      } else {
+        copy_box<false>(a, &map_a, full, depth, tile.row, 0);
       }
-      if constexpr (kByDepth) {
-        if (!boxes_b) {
-          copy_b.copy(p.b, depth,
-                      [b](int row, int chunk) { return sm90_place<kMnMajorB>(b, row, chunk); });
+      for (int half = 0; half < num_halves; ++half) {
+        const int32_t column = tile.column + half * Sm90::kHalf;
+        const uint32_t b = a + Sm90::kBytesA + half * Sm90::kBytesHalf;
+        if (!found.shares) {
+          copy_half<kMnMajorB, false>(map_b, p.b.pairing, expert, column, depth, b, full);
+        } else if (half == static_cast<int>(rank)) {
+          copy_half<kMnMajorB, true>(map_b, p.b.pairing, expert, column, depth, b, full);
         }
       }
-      if (!boxes_a) {
-        copy_a.copy(p.a, depth,
-                    [a](int row, int chunk) { return sm90_place<kMnMajorA>(a, row, chunk); });
-      }
-      copy_async_commit();
-      copy_a.prepare(p.a, depth + Sm90::kDepth);
-      if constexpr (kByDepth) copy_b.prepare(p.b, depth + Sm90::kDepth);
-      if (step >= Sm90::kLag) {
-        copy_async_wait<Sm90::kLag>();
-        announce(step - Sm90::kLag);
-      }
+      pipeline.advance();
     }
-  }
-  copy_async_wait<0>();
-  for (uint32_t left = min(pipeline.count, uint32_t{Sm90::kLag}); left > 0; --left) {
-    announce(pipeline.count - left);
   }
 }
 
 // ---- groups 1 and 2
 
-template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
-__device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& epilogue,
-                              uint32_t row_tiles, Sm90Pipeline pipeline, char* stages) {
-  const auto stage = reinterpret_cast<float4(*)[32]>(
-      stages + (threadIdx.x / 32 - Sm90::kGroupThreads / 32) * kStageBytes);
-  const int group = threadIdx.x / Sm90::kGroupThreads - 1;
-  const int warp = threadIdx.x / 32 % 4;
-  const bool is_first_lane = threadIdx.x % 32 == 0;
-  // Both storage orders keep 64 rows (or columns) of a in 8 KiB.
-  const uint32_t offset_a = group * Sm90::kBlockBytes;
+// Zeros the rows of the sum from `valid` on in this group's part of both operands, both mn-major:
+// they are another expert's, or nobody's.
+__device__ inline void clear_tail(uint32_t stage, int group, int32_t valid) {
+  const int thread = threadIdx.x % Sm90::kGroupThreads;
+  const int32_t chunks = (Sm90::kDepth - valid) * 8;
+  const uint32_t blocks[3] = {stage + group * Sm90::kBlockBytes,
+                              stage + Sm90::kBytesA + (2 * group) * Sm90::kBlockBytes,
+                              stage + Sm90::kBytesA + (2 * group + 1) * Sm90::kBlockBytes};
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    for (int32_t chunk = thread; chunk < chunks; chunk += Sm90::kGroupThreads) {
+      const float zeros[4] = {0, 0, 0, 0};
+      store_shared<0>(blocks[i] + valid * 128 + chunk * 16, zeros);
+    }
+  }
+  fence_shared_for_products();
+  asm volatile("bar.sync 1, %0;" ::"n"(2 * Sm90::kGroupThreads) : "memory");
+}
+
+template <int kStages>
+__device__ void release(const Sm90Pipeline<kStages>& pipeline, uint32_t index) {
+  const uint32_t lane = threadIdx.x & 31;
+  if (lane < Sm90::kPair) arrive_at(pipeline.empty(index), lane);
+}
+
+// The sum over a tile's depth. kColumns == 0: no rows, but the stages pass.
+template <typename T, int kColumns, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, int kStages,
+          typename Begin>
+__device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>& pipeline,
+                              float (&acc)[4][8][4], const Begin& begin) {
   constexpr uint32_t kAdvanceA = (kMnMajorA ? 16 * 128 : 16 * 2) >> 4;  // 16 of the sum
   constexpr uint32_t kAdvanceB = (kMnMajorB ? 16 * 128 : 16 * 2) >> 4;
-  Tile tile;
-  for (uint32_t index = blockIdx.x;
-       find_tile<kGrouping, Sm90::kColumns>(p, row_tiles, index, &tile); index += gridDim.x) {
-    const int32_t first_row = tile.row + 64 * group;
-    const uint32_t begin = pipeline.count;
-    const uint32_t end =
-        begin +
-        static_cast<uint32_t>((tile.depth_end - tile.depth + Sm90::kDepth - 1) / Sm90::kDepth);
-    pipeline.count = end;
-    if (first_row >= tile.row_end) {  // the whole group has no row
-      for (uint32_t step = begin; step < end; ++step) {
-        wait(pipeline.full(step), Sm90Pipeline::parity(step));
-        if (is_first_lane) arrive(pipeline.empty(step));
-      }
-      continue;
-    }
-    Epilogue::prefetch(epilogue, tile, static_cast<int32_t>(p.n), Sm90::kColumns,
-                       threadIdx.x - Sm90::kGroupThreads, 2 * Sm90::kGroupThreads);
-    float acc[4][8][4];
-    if (begin == end) {
+  if constexpr (kColumns > 0) {
 #pragma unroll
-      for (int i = 0; i < 128; ++i) acc[i / 32][i / 4 % 8][i % 4] = 0;
+    for (int i = 0; i < 128; ++i) acc[i / 32][i / 4 % 8][i % 4] = 0;
+  }
+  uint32_t before = 0;
+  for (int32_t depth = tile.depth; depth < tile.depth_end; depth += Sm90::kDepth) {
+    wait(pipeline.full(), pipeline.parity);
+    if constexpr (kGrouping == Grouping::kByDepth) {
+      const int32_t left = tile.depth_end - depth;
+      if (left < Sm90::kDepth) clear_tail(pipeline.stage(), group, left);
     }
-    for (uint32_t step = begin; step < end; ++step) {
-      wait(pipeline.full(step), Sm90Pipeline::parity(step));
-      const uint64_t a = matrix_descriptor(pipeline.stage(step) + offset_a, Sm90::kBlockBytes);
-      const uint64_t b = matrix_descriptor(pipeline.stage(step) + Sm90::kBytesA, Sm90::kBlockBytes);
+    if constexpr (kColumns > 0) {
+      // Both storage orders keep 64 rows (or columns) of a in 8 KiB.
+      const uint64_t a =
+          matrix_descriptor(pipeline.stage() + group * Sm90::kBlockBytes, Sm90::kBlockBytes);
+      const uint64_t b = matrix_descriptor(pipeline.stage() + Sm90::kBytesA, Sm90::kBlockBytes);
       begin_products();
 #pragma unroll
       for (int k = 0; k < Sm90::kDepth / 16; ++k) {
-        multiply_group<T, kMnMajorA, kMnMajorB>(acc, a + k * kAdvanceA, b + k * kAdvanceB,
-                                                step > begin || k > 0);
+        multiply_group<T, kColumns, kMnMajorA, kMnMajorB>(acc, a + k * kAdvanceA,
+                                                          b + k * kAdvanceB);
       }
       commit_products();
       wait_products<1>();  // those of the step before are done, and its stage is free
-      if (step > begin && is_first_lane) arrive(pipeline.empty(step - 1));
+      if (depth > tile.depth) {
+        release(pipeline, before);
+      } else {
+        begin();
+      }
+      before = pipeline.index;
+    } else {
+      release(pipeline, pipeline.index);
     }
+    pipeline.advance();
+  }
+  if constexpr (kColumns > 0) {
     wait_products<0>();
-    if (end > begin && is_first_lane) arrive(pipeline.empty(end - 1));
-    run_epilogue<Epilogue, true>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
-      return Place{first_row + 16 * warp, tile.column + kPieceColumns * i};
-    });
+    if (tile.depth < tile.depth_end) release(pipeline, before);
   }
 }
 
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
-__global__ void __launch_bounds__(Sm90::kThreads, 1)
+__device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& params,
+                              uint32_t row_tiles, uint32_t rank,
+                              Sm90Pipeline<Epilogue::kStages> pipeline, const WarpSpace& space) {
+  const int group = threadIdx.x / Sm90::kGroupThreads - 1;
+  const int warp = threadIdx.x / 32 % 4;
+  const auto n = static_cast<int32_t>(p.n);
+  Epilogue epilogue(params, space);
+  PairTile found;
+  for (uint32_t index = blockIdx.x / Sm90::kPair;
+       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
+    const Tile& tile = found.tile;
+    const int32_t row = tile.row + 64 * group + kPieceRows * warp;
+    float acc[4][8][4];
+    const auto begin = [&] { epilogue.begin(tile, row, n); };
+    if (tile.row + 64 * group >= tile.row_end) {
+      multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin);
+      continue;
+    }
+    if (found.is_wide) {
+      multiply_tile<T, Sm90::kColumns, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
+                                                                        begin);
+    } else {
+      multiply_tile<T, Sm90::kHalf, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
+                                                                     begin);
+    }
+    epilogue.run(tile, row, n, acc);
+  }
+  if (threadIdx.x % 32 == 0) wait_stores_read<0>();
+}
+
+template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
+__global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThreads, 1)
     sm90_grouped_product(const __grid_constant__ GroupedProduct p,
                          const __grid_constant__ CUtensorMap map_a,
                          const __grid_constant__ CUtensorMap map_b,
                          const __grid_constant__ typename Epilogue::Params epilogue) {
+  constexpr int kStages = Epilogue::kStages;
   extern __shared__ char shared[];
-  Sm90Pipeline pipeline;
+  Sm90Pipeline<kStages> pipeline;
   pipeline.stages = (shared_address(shared) + 1023) / 1024 * 1024;
-  pipeline.barriers = pipeline.stages + Sm90::kStages * Sm90::kStageBytes;
+  pipeline.barriers = pipeline.stages + kStages * Sm90::kStageBytes;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Sm90::kStages; ++stage) {
-      init_barrier(pipeline.full(stage), Sm90::kGroupThreads + 1);
-      init_barrier(pipeline.empty(stage), Sm90::kComputingWarps);
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(pipeline.barriers + stage * 8, 1);
+      init_barrier(pipeline.empty(stage), Sm90::kPair * Sm90::kComputingWarps);
     }
     fence_shared_for_products();
   }
-  __syncthreads();
+  synchronize_pair();
+  const uint32_t rank = block_rank();
   const uint32_t row_tiles = kGrouping == Grouping::kByRows ? *p.num_tiles : 0;
   if (threadIdx.x < Sm90::kGroupThreads) {
-    give_registers<Sm90Registers<kGrouping>::kCopy>();
-    copy_tiles<T, kMnMajorA, kMnMajorB, kGrouping>(p, map_a, map_b, row_tiles, pipeline);
+    give_registers<Sm90::kCopyRegisters>();
+    if (threadIdx.x == 0) {
+      copy_tiles<kMnMajorA, kMnMajorB, kGrouping>(p, map_a, map_b, row_tiles, rank, pipeline);
+    }
   } else {
-    take_registers<Sm90Registers<kGrouping>::kCompute>();
-    compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(
-        p, epilogue, row_tiles, pipeline,
-        shared + (pipeline.barriers - shared_address(shared)) + Sm90::kBarrierBytes);
+    take_registers<Sm90::kComputeRegisters>();
+    const int warp = threadIdx.x / 32 - Sm90::kGroupThreads / 32;
+    WarpSpace space;
+    space.address = pipeline.barriers + Sm90::kBarrierBytes + warp * Epilogue::kWarpBytes;
+    space.bytes = shared + (space.address - shared_address(shared));
+    space.barriers = pipeline.barriers + (2 * kStages + warp * Sm90::kWarpBarriers) * 8;
+    compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, rank,
+                                                                pipeline, space);
   }
+  __syncwarp();
+  synchronize_pair();  // the other block may still arrive here
 }
 
 }  // namespace device
 
 template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping, typename Epilogue>
-void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Params& epilogue,
+void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Arguments& arguments,
                  const ProductLaunch& launch) {
   using device::Sm90;
+  constexpr bool kByRows = kGrouping == device::Grouping::kByRows;
+  constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
+  constexpr int kSharedBytes = device::sm90_shared_bytes<Epilogue>();
   const auto kernel = device::sm90_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
   check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Sm90::kSharedBytes),
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
       "sm90_grouped_product: shared memory");
-  const int64_t tiles = device::max_tiles<kGrouping, Sm90::kColumns>(p, launch.max_tiles);
-  check_tiles(tiles);
-  const unsigned blocks = static_cast<unsigned>(std::min<int64_t>(tiles, launch.multiprocessors));
-  constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
+  const int64_t tiles = device::max_tiles<kGrouping, Sm90::kColumns>(p, launch.max_tiles + 1);
+  check_tiles(tiles + p.num_experts);
+  const int64_t blocks = std::min<int64_t>(ceil_div(tiles, Sm90::kPair) * Sm90::kPair,
+                                           launch.multiprocessors / Sm90::kPair * Sm90::kPair);
   CUtensorMap map_a = {};
   CUtensorMap map_b = {};
-  if constexpr (kGrouping == device::Grouping::kByRows) {
+  if constexpr (kByRows) {
+    map_a = make_tensor_map(p.a, kIsBf16, 1, p.m, p.k, device::kTileRows);
     map_b = make_tensor_map(p.b, kIsBf16, p.num_experts, kMnMajorB ? p.k : p.n,
-                            kMnMajorB ? p.n : p.k, kMnMajorB ? Sm90::kDepth : Sm90::kColumns);
+                            kMnMajorB ? p.n : p.k, kMnMajorB ? Sm90::kDepth : Sm90::kHalf);
   } else if (p.k > 0) {
     map_a = make_tensor_map(p.a, kIsBf16, 1, p.k, p.m, Sm90::kDepth);
     map_b = make_tensor_map(p.b, kIsBf16, 1, p.k, p.n, Sm90::kDepth);
   }
-  kernel<<<blocks, Sm90::kThreads, Sm90::kSharedBytes, launch.stream>>>(p, map_a, map_b, epilogue);
+  kernel<<<static_cast<unsigned>(blocks), Sm90::kThreads, kSharedBytes, launch.stream>>>(
+      p, map_a, map_b, Epilogue::make_params(p, arguments, kIsBf16));
   check_launch("sm90_grouped_product");
 }
 
 template <typename T, typename Epilogue>
-void launch_sm90_by_rows(const device::GroupedProduct& p, const typename Epilogue::Params& epilogue,
+void launch_sm90_by_rows(const device::GroupedProduct& p,
+                         const typename Epilogue::Arguments& arguments,
                          const ProductLaunch& launch) {
   constexpr auto kByRows = device::Grouping::kByRows;
-  launch.mn_major_b ? launch_sm90<T, false, true, kByRows, Epilogue>(p, epilogue, launch)
-                    : launch_sm90<T, false, false, kByRows, Epilogue>(p, epilogue, launch);
+  launch.mn_major_b ? launch_sm90<T, false, true, kByRows, Epilogue>(p, arguments, launch)
+                    : launch_sm90<T, false, false, kByRows, Epilogue>(p, arguments, launch);
 }
 
 // Up and hidden gradient: the plain case has its own code.
-template <typename T, template <typename, bool> typename Epilogue>
-void launch_sm90_gated(const device::GroupedProduct& p,
-                       const typename Epilogue<T, true>::Params& epilogue,
+template <typename T, typename Plain, typename General>
+void launch_sm90_gated(const device::GroupedProduct& p, const typename Plain::Arguments& arguments,
                        const ProductLaunch& launch) {
-  epilogue.rule.is_plain() ? launch_sm90_by_rows<T, Epilogue<T, true>>(p, epilogue, launch)
-                           : launch_sm90_by_rows<T, Epilogue<T, false>>(p, epilogue, launch);
+  arguments.rule.is_plain() && arguments.z.scales == nullptr
+      ? launch_sm90_by_rows<T, Plain>(p, arguments, launch)
+      : launch_sm90_by_rows<T, device::Sm90Strips<General>>(p, arguments, launch);
+}
+
+template <typename T>
+void launch_sm90_weight_gradient(const device::GroupedProduct& p,
+                                 const typename Products<T>::WeightGradient& arguments,
+                                 const ProductLaunch& launch) {
+  using Plain = device::Sm90WeightGradient<T>;
+  using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
+  constexpr auto kByDepth = device::Grouping::kByDepth;
+  Plain::takes(arguments) ? launch_sm90<T, true, true, kByDepth, Plain>(p, arguments, launch)
+                          : launch_sm90<T, true, true, kByDepth, General>(p, arguments, launch);
 }
 
 template <typename T>
 const Products<T>& sm90_products() {
   static const Products<T> products = {
-      launch_sm90_by_rows<T, device::RowsEpilogue<T>>,
-      launch_sm90_gated<T, device::UpEpilogue>,
-      launch_sm90_gated<T, device::HiddenGradientEpilogue>,
-      launch_sm90<T, true, true, device::Grouping::kByDepth, device::WeightGradientEpilogue<T>>,
+      false,
+      launch_sm90_by_rows<T, device::Sm90Rows<T>>,
+      launch_sm90_gated<T, device::Sm90Up<T>, device::UpEpilogue<T, false>>,
+      launch_sm90_gated<T, device::Sm90HiddenGradient<T>, device::HiddenGradientEpilogue<T, false>>,
+      launch_sm90_weight_gradient<T>,
   };
   return products;
 }

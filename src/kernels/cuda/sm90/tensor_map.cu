@@ -29,13 +29,15 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
   const bool paired = matrix.pairing == device::Pairing::kRowBlocks;
   const cuuint64_t sizes[2][5] = {{size(columns), size(rows), size(num_experts), 1, 1},
                                   {size(columns), 8, 2, size(rows / 16), size(num_experts)}};
+  // A dimension of one entry may have any stride in a view, but not in a map.
+  const int64_t row_stride = rows > 1 ? matrix.row_stride : columns * 2;
+  const int64_t expert_stride = num_experts > 1 ? matrix.expert_stride : row_stride;
   const cuuint64_t strides[2][4] = {
-      {size(matrix.row_stride), size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride), 0,
-       0},
-      {size(matrix.row_stride), size(matrix.up_offset), size(8 * matrix.row_stride),
-       size(num_experts > 1 ? matrix.expert_stride : matrix.row_stride)}};
+      {size(row_stride), size(expert_stride), 0, 0},
+      {size(row_stride), size(matrix.up_offset), size(8 * row_stride), size(expert_stride)}};
   const cuuint32_t boxes[2][5] = {{64, static_cast<cuuint32_t>(box_rows), 1, 1, 1},
-                                  {64, 8, 2, static_cast<cuuint32_t>(box_rows / 16), 1}};
+                                  {64, 8, box_rows < 16 ? 1u : 2u,
+                                   box_rows < 16 ? 1u : static_cast<cuuint32_t>(box_rows / 16), 1}};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   CUtensorMap map;
   const CUresult status =
@@ -46,6 +48,14 @@ CUtensorMap make_tensor_map(const device::Matrix& matrix, bool is_bf16, int64_t 
   AMOEBA_CHECK_KIND(kInternal, status == CUDA_SUCCESS, "sm90: cuTensorMapEncodeTiled gives ",
                     static_cast<int>(status));
   return map;
+}
+
+bool has_tensor_map(const device::Matrix& matrix) {
+  constexpr int64_t kMaxStride = int64_t{1} << 40;
+  const bool paired = matrix.pairing == device::Pairing::kRowBlocks;
+  return matrix.pairing != device::Pairing::kColumnBlocks && matrix.row_stride > 0 &&
+         matrix.expert_stride > 0 && matrix.expert_stride < kMaxStride &&
+         (!paired || (matrix.up_offset > 0 && matrix.up_offset < kMaxStride));
 }
 
 }  // namespace amoeba::kernels::cuda

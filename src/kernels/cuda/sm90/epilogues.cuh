@@ -1,0 +1,544 @@
+// What a computing warp does with its 16 x 256 of c on sm_90a: through its own part of shared
+// memory, by the copy engine, so that stores run while the next tile is computed.
+//
+// A warp handles c in pieces of 16 rows by 64 columns (128 bytes of 16-bit elements, 2 KiB, with
+// the 128-byte swizzle of the tensor maps). Whole pieces leave by the copy engine; rows past the
+// end of an expert's are another's, so a piece with such rows is written by its lanes. One lane
+// issues and waits for all stores of a warp. `begin` runs early in a tile's main loop.
+//
+// Sm90Strips is the other way: the epilogues of epilogues.cuh, for every option and output.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/device/epilogues.cuh"
+#include "kernels/cuda/sm90/tensor_map.h"
+#include "kernels/cuda/sm90/wgmma.cuh"
+
+namespace amoeba::kernels::cuda::device {
+
+inline constexpr int kPieceRows = 16;
+inline constexpr uint32_t kPieceBytes = kPieceRows * 128;
+
+// What a computing warp owns in shared memory.
+struct WarpSpace {
+  char* bytes;
+  uint32_t address;
+  uint32_t barriers;
+};
+
+__device__ inline void store_matrices(uint32_t to, const uint32_t (&word)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
+__device__ inline uint4 load_shared(uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+__device__ inline uint32_t chunk_address(uint32_t piece, int row, int chunk) {
+  return piece + static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
+}
+
+// This lane's row for load_matrices and store_matrices of two 8-column blocks from `block` on:
+// words are (rows 0-7, rows 8-15) of the first, then of the second.
+__device__ inline uint32_t blocks_address(uint32_t piece, int block, int lane) {
+  return chunk_address(piece, lane & 15, block + (lane >> 4));
+}
+
+// kPieces of a warp, in turn.
+template <int kPieces>
+class PieceRing {
+ public:
+  explicit __device__ PieceRing(uint32_t base) : base_(base) {}
+
+  // A piece that no store reads any more.
+  __device__ uint32_t next(int lane) {
+    if (lane == 0) wait_stores_read<kPieces - 1>();
+    __syncwarp();
+    turn_ = (turn_ + 1) % kPieces;
+    return base_ + turn_ * kPieceBytes;
+  }
+
+ private:
+  uint32_t base_;
+  uint32_t turn_ = 0;
+};
+
+// Rows in memory: `out` is element (row, column) of the piece.
+__device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char* out,
+                                   int64_t row_stride, int32_t row, int32_t column,
+                                   int32_t valid_rows, int32_t columns_left, int lane) {
+  fence_shared_for_products();
+  __syncwarp();
+  if (valid_rows >= kPieceRows) {
+    if (lane == 0) store_box(&map, piece, column, row, 0);
+  } else {
+#pragma unroll 1
+    for (int i = lane; i < kPieceRows * 8; i += 32) {
+      const int chunk = i % 8;
+      if (i / 8 >= valid_rows || chunk * 8 >= columns_left) continue;
+      *reinterpret_cast<uint4*>(out + i / 8 * row_stride + chunk * 16) =
+          load_shared(chunk_address(piece, i / 8, chunk));
+    }
+    __syncwarp();
+  }
+  if (lane == 0) commit_stores();
+}
+
+// ---- rows out: c [rows, n] (+ bias)
+
+template <typename T>
+class Sm90Rows {
+ public:
+  static constexpr int kStages = 4;
+  static constexpr int kWarpBytes = 2 * kPieceBytes;
+  using Arguments = typename RowsEpilogue<T>::Params;
+  struct Params {
+    Arguments rows;
+    CUtensorMap out;
+  };
+  static Params make_params(const GroupedProduct& p, const Arguments& rows, bool is_bf16) {
+    return {rows,
+            make_tensor_map({rows.out, 0, rows.row_stride}, is_bf16, 1, p.m, p.n, kPieceRows)};
+  }
+
+  __device__ Sm90Rows(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
+  __device__ void begin(const Tile&, int32_t, int32_t) {}
+
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = tile.column + kPieceColumns * i;
+      if (row >= tile.row_end || column >= n) return;
+      if (p_.rows.bias != nullptr) add_bias(tile, column, n, acc[i]);
+      const uint32_t piece = ring_.next(lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        store_matrices(blocks_address(piece, j, lane),
+                       {pack<T>(acc[i][j][0], acc[i][j][1]), pack<T>(acc[i][j][2], acc[i][j][3]),
+                        pack<T>(acc[i][j + 1][0], acc[i][j + 1][1]),
+                        pack<T>(acc[i][j + 1][2], acc[i][j + 1][3])});
+      }
+      store_piece(p_.out, piece,
+                  p_.rows.out + row * p_.rows.row_stride + column * static_cast<int64_t>(sizeof(T)),
+                  p_.rows.row_stride, row, column, tile.row_end - row, n - column, lane);
+    }
+  }
+
+ private:
+  __device__ void add_bias(const Tile& tile, int32_t column, int32_t n, float (&acc)[8][4]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int32_t at = column + 8 * j + 2 * (threadIdx.x & 3) + c;
+        const T* from =
+            p_.rows.bias + tile.expert * p_.rows.bias_expert_stride + at * p_.rows.bias_stride;
+        const float value = at < n ? static_cast<float>(*from) : 0.0f;
+        acc[j][c] += value;
+        acc[j][2 + c] += value;
+      }
+    }
+  }
+
+  const Params& p_;
+  PieceRing<2> ring_;
+};
+
+// ---- up: z and a of silu(gate) * up
+
+template <typename T>
+class Sm90Up {
+ public:
+  static constexpr int kStages =
+      3;  // frees room for four pieces: a store is read within about 1 us
+  static constexpr int kWarpBytes = 4 * kPieceBytes;
+  using Arguments = UpParams<T>;
+  struct Params {
+    Arguments up;
+    CUtensorMap z;
+  };
+  static Params make_params(const GroupedProduct& p, const Arguments& up, bool is_bf16) {
+    Params params = {up, {}};
+    if (up.z.data != nullptr) params.z = make_product_map(p, up.z, is_bf16);
+    return params;
+  }
+
+  __device__ Sm90Up(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
+  __device__ void begin(const Tile&, int32_t, int32_t) {}
+
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+    if (row >= tile.row_end) return;
+    const int lane = threadIdx.x & 31;
+    const bool up_first = p_.up.rule.up_first;
+    // Of rows lane / 4 and lane / 4 + 8. Stored last: a fence waits for the stores before it.
+    uint32_t activated[4][2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = tile.column + kPieceColumns * i;
+      if (column >= n) break;
+      const bool keeps = p_.up.z.data != nullptr;
+      const uint32_t piece = keeps ? ring_.next(lane) : 0;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float(&first)[4] = acc[i][2 * j];
+        const float(&second)[4] = acc[i][2 * j + 1];
+        float a[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          a[c] = activate<true>(p_.up.rule.activation, up_first ? second[c] : first[c],
+                                up_first ? first[c] : second[c]);
+        }
+        activated[i][0][j] = pack<T>(a[0], a[1]);
+        activated[i][1][j] = pack<T>(a[2], a[3]);
+        if (keeps) {
+          store_matrices(blocks_address(piece, 2 * j, lane),
+                         {pack<T>(first[0], first[1]), pack<T>(first[2], first[3]),
+                          pack<T>(second[0], second[1]), pack<T>(second[2], second[3])});
+        }
+      }
+      if (keeps) {
+        char* out = static_cast<char*>(p_.up.z.data) +
+                    (row * p_.up.z.columns + column) * static_cast<int64_t>(sizeof(T));
+        store_piece(p_.z, piece, out, p_.up.z.columns * static_cast<int64_t>(sizeof(T)), row,
+                    column, tile.row_end - row, n - column, lane);
+      }
+    }
+    if (p_.up.activated == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = tile.column + kPieceColumns * i;
+      if (column >= n) return;
+      store_activated(activated[i][0], row + lane / 4, column / 2, tile.row_end);
+      store_activated(activated[i][1], row + lane / 4 + 8, column / 2, tile.row_end);
+    }
+  }
+
+ private:
+  __device__ void store_activated(uint32_t (&word)[4], int32_t row, int32_t h0, int32_t row_end) {
+    transpose_quad(word);
+    const int32_t h = h0 + 8 * (threadIdx.x & 3);
+    if (row >= row_end || h >= p_.up.rule.hidden) return;
+    *reinterpret_cast<uint4*>(p_.up.activated + row * p_.up.rule.hidden + h) =
+        make_uint4(word[0], word[1], word[2], word[3]);
+  }
+
+  static CUtensorMap make_product_map(const GroupedProduct& p, const StoredProduct& z,
+                                      bool is_bf16) {
+    return make_tensor_map(
+        {static_cast<char*>(z.data), 0, z.columns * static_cast<int64_t>(sizeof(T))}, is_bf16, 1,
+        p.m, z.columns, kPieceRows);
+  }
+
+  const Params& p_;
+  PieceRing<4> ring_;
+};
+
+// ---- hidden gradient of silu(gate) * up: z comes by the copy engine, and dz takes its place
+
+template <typename T>
+class Sm90HiddenGradient {
+ public:
+  // Two stages keep up, and leave room for nearly all of a tile's z to arrive before its end.
+  static constexpr int kStages = 2;
+  static constexpr int kProducts = 7;  // pieces of z and dz: 32 columns of a each
+  static constexpr int kAhead = 4;     // pieces, when one has to wait for the place of another
+  static constexpr int kWarpBytes = (kProducts + 1) * kPieceBytes;  // and one of a
+  using Arguments = HiddenGradientParams<T>;
+  struct Params {
+    Arguments gradient;
+    CUtensorMap z;
+    CUtensorMap dz;
+    CUtensorMap activated;
+  };
+  static Params make_params(const GroupedProduct& p, const Arguments& g, bool is_bf16) {
+    const auto map = [&](void* data, int64_t columns) {
+      if (data == nullptr) return CUtensorMap{};
+      return make_tensor_map({static_cast<char*>(data), 0, columns * 2}, is_bf16, 1, p.m, columns,
+                             kPieceRows);
+    };
+    return {g, map(g.z.data, 2 * p.n), map(g.dz, 2 * p.n), map(g.activated, p.n)};
+  }
+
+  __device__ Sm90HiddenGradient(const Params& p, const WarpSpace& space)
+      : p_(p), pieces_(space.address), barriers_(space.barriers) {
+    if ((threadIdx.x & 31) != 0) return;
+    for (int i = 0; i < kProducts; ++i) init_barrier(barriers_ + 8 * i, 1);
+    fence_shared_for_products();
+  }
+
+  // The first pieces of z.
+  __device__ void begin(const Tile& tile, int32_t row, int32_t n) {
+    if ((threadIdx.x & 31) != 0 || row >= tile.row_end) return;
+    wait_stores_read<0>();
+    const int count = min(num_pieces(tile, n), kProducts);
+    for (int i = 0; i < count; ++i) load(tile, row, i);
+  }
+
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+    if (row >= tile.row_end) return;
+    const int32_t my_row = row + (threadIdx.x & 31) / 4;  // and 8 below it
+    const float after[2] = {weight(my_row, tile.row_end), weight(my_row + 8, tile.row_end)};
+    const int count = num_pieces(tile, n);
+    __syncwarp();
+    // Of piece lane % 4 of both pairs' four. Stored last: a fence waits for the stores before it.
+    float first_parts[2] = {0, 0}, parts[2] = {0, 0};
+#pragma unroll 1
+    for (int pair = 0; pair < 2; ++pair) {
+      first_parts[0] = parts[0], first_parts[1] = parts[1];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int index = 4 * pair + 2 * i;
+        if (index < count) compute_piece(tile, row, n, index, count, after, acc[i], parts);
+      }
+      // Registers take constant indices only, and one copy of the code for two pairs of pieces
+      // stays in the instruction cache.
+#pragma unroll
+      for (int i = 0; i < 64; ++i)
+        acc[i / 32][i / 4 % 8][i % 4] = acc[i / 32 + 2][i / 4 % 8][i % 4];
+    }
+    first_ += count;
+    store_parts(tile, my_row, count, 0, first_parts);
+    store_parts(tile, my_row, count, 4, parts);
+  }
+
+ private:
+  static __device__ int num_pieces(const Tile& tile, int32_t n) {
+    return min((n - tile.column + 31) / 32, 8);
+  }
+
+  __device__ float weight(int32_t row, int32_t row_end) const {
+    const float* weights = p_.gradient.row_weight_after;
+    return weights != nullptr && row < row_end ? weights[row] : 1.0f;
+  }
+
+  // One lane.
+  __device__ void load(const Tile& tile, int32_t row, int index) {
+    const uint32_t place = (first_ + index) % kProducts;
+    arrive_expecting(barriers_ + place * 8, kPieceBytes);
+    copy_box<false>(pieces_ + place * kPieceBytes, &p_.z, barriers_ + place * 8,
+                    2 * (tile.column + 32 * index), row, 0);
+  }
+
+  // Of piece first + lane % 4.
+  __device__ void store_parts(const Tile& tile, int32_t row, int count, int first,
+                              const float (&parts)[2]) {
+    const Arguments& g = p_.gradient;
+    const int index = first + threadIdx.x % 4;
+    if (g.score_parts == nullptr || index >= count) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t at = row + 8 * r;
+      if (at >= tile.row_end) continue;
+      g.score_parts[at * g.num_parts + tile.column / kScoreColumns + index] = parts[r];
+    }
+  }
+
+  // 64 columns of a: two pieces of z from `index` on.
+  __device__ void compute_piece(const Tile& tile, int32_t row, int32_t n, int index, int count,
+                                const float (&after)[2], const float (&da)[8][4],
+                                float (&parts)[2]) {
+    const int lane = threadIdx.x & 31;
+    uint32_t activated[8][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (index + half >= count) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) activated[4 * half + j][0] = activated[4 * half + j][1] = 0;
+        continue;
+      }
+      const uint32_t place = (first_ + index + half) % kProducts;
+      const uint32_t piece = pieces_ + place * kPieceBytes;
+      wait(barriers_ + place * 8, (first_ + index + half) / kProducts & 1);
+      float part[2] = {0, 0};
+      uint32_t z[4][4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) load_matrices<false>(z[j], blocks_address(piece, 2 * j, lane));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        compute_block(da[4 * half + j], after, z[j], activated[4 * half + j], part);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) store_matrices(blocks_address(piece, 2 * j, lane), z[j]);
+      finish_piece(tile, row, n, index + half, piece, part, parts);
+    }
+    if (p_.gradient.activated != nullptr) {
+      store_activated(tile, row, n, index, count, activated);
+    }
+  }
+
+  // From z to dz of 8 columns of gate and up.
+  __device__ void compute_block(const float (&da)[4], const float (&after)[2], uint32_t (&z)[4],
+                                uint32_t (&activated)[2], float (&part)[2]) {
+    const bool up_first = p_.gradient.rule.up_first;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float2 gate = unpack<T>(up_first ? z[2 + r] : z[r]);
+      const float2 up = unpack<T>(up_first ? z[r] : z[2 + r]);
+      const ActivationGradient x = activate_gradient<true>({}, gate.x, up.x);
+      const ActivationGradient y = activate_gradient<true>({}, gate.y, up.y);
+      const float dx = da[2 * r] * after[r];
+      const float dy = da[2 * r + 1] * after[r];
+      part[r] = fmaf(da[2 * r], x.value, fmaf(da[2 * r + 1], y.value, part[r]));
+      activated[r] = pack<T>(x.value * after[r], y.value * after[r]);
+      const uint32_t dgate = pack<T>(dx * x.dgate, dy * y.dgate);
+      const uint32_t dup = pack<T>(dx * x.dup, dy * y.dup);
+      z[r] = up_first ? dup : dgate;
+      z[2 + r] = up_first ? dgate : dup;
+    }
+  }
+
+  __device__ void finish_piece(const Tile& tile, int32_t row, int32_t n, int index, uint32_t piece,
+                               const float (&part)[2], float (&parts)[2]) {
+    const Arguments& g = p_.gradient;
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float sum = sum_quad(part[r]);
+      if (index % 4 == lane % 4) parts[r] = sum;
+    }
+    const int32_t column = tile.column + 32 * index;
+    const int64_t stride = 2 * static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
+    store_piece(
+        p_.dz, piece,
+        reinterpret_cast<char*>(g.dz) + row * stride + 2 * column * static_cast<int64_t>(sizeof(T)),
+        stride, row, 2 * column, tile.row_end - row, 2 * (n - column), lane);
+    // Into the place of a piece whose store has read it: at most that many groups came after.
+    const int next = index + kAhead;
+    if (lane == 0 && next >= kProducts && next < num_pieces(tile, n)) {
+      wait_stores_read<kProducts - kAhead>();
+      load(tile, row, next);
+    }
+  }
+
+  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int index, int count,
+                                  const uint32_t (&activated)[8][2]) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t piece = pieces_ + kProducts * kPieceBytes;
+    if (lane == 0) wait_stores_read<1>();
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      store_matrices(blocks_address(piece, j, lane),
+                     {activated[j][0], activated[j][1], activated[j + 1][0], activated[j + 1][1]});
+    }
+    const int64_t stride = static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
+    store_piece(p_.activated, piece,
+                reinterpret_cast<char*>(p_.gradient.activated) + row * stride +
+                    column * static_cast<int64_t>(sizeof(T)),
+                stride, row, column, tile.row_end - row, n - column, lane);
+  }
+
+  const Params& p_;
+  uint32_t pieces_;
+  uint32_t barriers_;
+  uint32_t first_ = 0;  // pieces of the tiles before
+};
+
+// ---- weight gradient: c [m, n] of an expert, written in the element type
+
+template <typename T>
+class Sm90WeightGradient {
+ public:
+  static constexpr int kStages = 4;
+  static constexpr int kWarpBytes = 2 * kPieceBytes;
+  using Arguments = typename WeightGradientEpilogue<T>::Params;
+  struct Params {
+    CUtensorMap out;
+    bool is_paired;
+    bool up_is_below;  // in memory, of gate
+  };
+  static Params make_params(const GroupedProduct& p, const Arguments& gradient, bool is_bf16) {
+    const bool is_paired = gradient.out.pairing == Pairing::kRowBlocks;
+    return {make_tensor_map(rising(gradient.out), is_bf16, p.num_experts, p.m, p.n,
+                            is_paired ? kPieceRows / 2 : kPieceRows),
+            is_paired, is_paired && gradient.out.up_offset < 0};
+  }
+  static bool takes(const Arguments& gradient) {
+    return !gradient.fp32 && !gradient.accumulate && !gradient.skip_gate && !gradient.skip_up &&
+           has_tensor_map(rising(gradient.out));
+  }
+
+  __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
+      : p_(p), ring_(space.address) {}
+  __device__ void begin(const Tile&, int32_t, int32_t) {}
+
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t column = tile.column + kPieceColumns * i;
+      if (row >= tile.row_end || column >= n) return;
+      const uint32_t piece = ring_.next(lane);
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        store_matrices(blocks_address(piece, j, lane),
+                       {pack<T>(acc[i][j][0], acc[i][j][1]), pack<T>(acc[i][j][2], acc[i][j][3]),
+                        pack<T>(acc[i][j + 1][0], acc[i][j + 1][1]),
+                        pack<T>(acc[i][j + 1][2], acc[i][j + 1][3])});
+      }
+      fence_shared_for_products();
+      __syncwarp();
+      if (lane != 0) continue;
+      if (p_.is_paired) {
+        const int32_t below = p_.up_is_below ? 1 : 0;
+        store_box(&p_.out, piece, column, 0, below, row / 16, tile.expert);
+        store_box(&p_.out, piece + kPieceBytes / 2, column, 0, 1 - below, row / 16, tile.expert);
+      } else {
+        store_box(&p_.out, piece, column, row, tile.expert);
+      }
+      commit_stores();
+    }
+  }
+
+ private:
+  // With gate and up in the order of their addresses, as a tensor map wants them.
+  static Matrix rising(Matrix out) {
+    if (out.pairing == Pairing::kRowBlocks && out.up_offset < 0) {
+      out.base += out.up_offset;
+      out.up_offset = -out.up_offset;
+    }
+    return out;
+  }
+
+  const Params& p_;
+  PieceRing<2> ring_;
+};
+
+// ---- every option, by strips
+
+template <typename Epilogue>
+class Sm90Strips {
+ public:
+  static constexpr int kStages = 4;
+  static constexpr int kWarpBytes = kStageBytes;
+  using Arguments = typename Epilogue::Params;
+  using Params = Arguments;
+  static Params make_params(const GroupedProduct&, const Arguments& arguments, bool) {
+    return arguments;
+  }
+
+  __device__ Sm90Strips(const Params& p, const WarpSpace& space)
+      : p_(p), stage_(reinterpret_cast<float4 (*)[32]>(space.bytes)) {}
+  __device__ void begin(const Tile&, int32_t, int32_t) {}
+
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+    run_epilogue<Epilogue, false>(p_, tile, n, acc, stage_, [&](int i) {
+      return Place{row, tile.column + kPieceColumns * i};
+    });
+  }
+
+ private:
+  const Params& p_;
+  float4 (*stage_)[32];
+};
+
+}  // namespace amoeba::kernels::cuda::device
