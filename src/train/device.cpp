@@ -6,6 +6,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <string_view>
 
@@ -39,9 +40,14 @@ at::Device resolve_device(const std::string& name) {
   AMOEBA_CHECK(name == "auto" || name == "cuda", "training.device: got '", name,
                "', want auto, cpu or cuda");
   if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) {
+    at::globalContext().lazyInitDevice(at::kCUDA);  // memory is asked for before a tensor exists
     // Bits repeat only without atomics: attention's backward has both kinds. What has no other kind
-    // warns instead of failing.
+    // warns instead of failing. Fresh memory needs no filling for it, and cuBLAS repeats its bits
+    // on one stream; this setting, LibTorch's own size, keeps it from being warned of at every
+    // call.
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     return at::Device(at::kCUDA, 0);
   }
   AMOEBA_CHECK(name == "auto",
