@@ -61,6 +61,11 @@ at::ScalarType resolve_dtype(const std::string& name) {
   return at::kBFloat16;
 }
 
+int64_t loss_chunk_bytes(int64_t mib, at::DeviceType device) {
+  constexpr int64_t kMibOnCpu = 64, kMibOnCard = 2048;
+  return (mib > 0 ? mib : device == at::kCPU ? kMibOnCpu : kMibOnCard) << 20;
+}
+
 void set_num_threads(int64_t num_threads) {
   constexpr int64_t kMaxThreads = 4096;  // OpenMP crashes where the system has no room for more
   AMOEBA_CHECK(num_threads >= 0 && num_threads <= kMaxThreads, "num_threads: got ", num_threads,

@@ -15,6 +15,7 @@
 #include "nn/loss.h"
 #include "nn/router.h"
 #include "train/batch.h"
+#include "train/device.h"
 
 namespace amoeba::train {
 
@@ -61,7 +62,8 @@ void backward(const at::Tensor& hidden, const at::Tensor& dhidden,
 
 StepSums forward_backward(nn::Model& model, const StepBatch& batch, const RunConfig& config,
                           double valid_tokens) {
-  const nn::LossOptions options{1.0 / valid_tokens, config.training.loss_chunk_mib << 20};
+  const nn::LossOptions options{
+      1.0 / valid_tokens, loss_chunk_bytes(config.training.loss_chunk_mib, model.device().type())};
   StepSums sums;
   for (const MicroBatch& micro_batch : batch.micro_batches) {
     const DeviceBatch on_device = to_device(micro_batch, model.device());
