@@ -87,30 +87,37 @@ def busy(intervals):
     return total
 
 
+def summarize(path):
+    """Parts, kernels, busy and whole milliseconds, launches of a trace."""
+    with open(path, encoding="utf-8") as file:
+        events = json.load(file)["traceEvents"]
+    parts, kernels, intervals = {}, {}, []
+    for stack, kernel in launches(events):
+        part = part_of(stack, kernel["name"])
+        for table, key in ((parts, part), (kernels, (part, kernel["name"]))):
+            count, time = table.get(key, (0, 0.0))
+            table[key] = (count + 1, time + kernel["dur"] / 1000)
+        intervals.append((kernel["ts"], kernel["ts"] + kernel["dur"]))
+    span = max(stop for _, stop in intervals) - min(start for start, _ in intervals)
+    return parts, kernels, busy(intervals) / 1000, span / 1000, len(intervals)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("trace")
     parser.add_argument("--kernels", type=int, default=0, help="also the N kernels that take longest")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with open(options.trace, encoding="utf-8") as file:
-        events = json.load(file)["traceEvents"]
-    parts, names, intervals = {}, {}, []
-    for stack, kernel in launches(events):
-        for table, key in ((parts, part_of(stack, kernel["name"])), (names, (part_of(stack, kernel["name"]), kernel["name"]))):
-            count, time = table.get(key, (0, 0.0))
-            table[key] = (count + 1, time + kernel["dur"] / 1000)
-        intervals.append((kernel["ts"], kernel["ts"] + kernel["dur"]))
-    span = (max(stop for _, stop in intervals) - min(start for start, _ in intervals)) / 1000
-    total = busy(intervals) / 1000
+    parts, kernels, total, span, num_launches = summarize(options.trace)
     if options.json:
-        print(json.dumps({"parts": parts, "busy_ms": total, "span_ms": span, "launches": len(intervals)}))
+        print(json.dumps({"parts": parts, "busy_ms": total, "span_ms": span, "launches": num_launches}))
         return
-    print(f"{span:.1f} ms from the first kernel to the last, {total:.1f} ms of them busy, {len(intervals)} launches")
+    print(f"{span:.1f} ms from the first kernel to the last, {total:.1f} ms of them busy, {num_launches} launches")
     for name, (count, time) in sorted(parts.items(), key=lambda item: -item[1][1]):
         print(f"{name:18s} {time:8.2f} ms {100 * time / total:5.1f} % {count:6d} launches")
-    for (part, name), (count, time) in sorted(names.items(), key=lambda item: -item[1][1])[: options.kernels]:
+    for (part, name), (count, time) in sorted(kernels.items(), key=lambda item: -item[1][1])[: options.kernels]:
         print(f"{time:8.2f} ms x{count:<5d} {part:16s} {name[:110]}")
 
 
-main()
+if __name__ == "__main__":
+    main()
