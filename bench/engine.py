@@ -16,6 +16,7 @@ import json
 import shutil
 import statistics
 import subprocess
+import sys
 
 import step_times
 
@@ -112,8 +113,9 @@ def main():
     parser.add_argument("--runs", default="fused:200,grouped_mm:200,grouped_mm:200:2,batched_mm_padded:20,batched_mm_capacity:20,for_loop:20")
     parser.add_argument("--folder", default="/tmp/engine")
     parser.add_argument("--out")
-    parser.add_argument("more", nargs="*", help="after --: options of amoeba train")
-    options = parser.parse_args()
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:at])
+    options.more = sys.argv[at + 1 :]
     results = []
     for spec in options.runs.split(","):
         results.append(run(options, spec))

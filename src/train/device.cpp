@@ -41,10 +41,10 @@ at::Device resolve_device(const std::string& name) {
                "', want auto, cpu or cuda");
   if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) {
     at::globalContext().lazyInitDevice(at::kCUDA);  // memory is asked for before a tensor exists
-    // Bits repeat only without atomics: attention's backward has both kinds. What has no other kind
-    // warns instead of failing. Fresh memory needs no filling for it, and cuBLAS repeats its bits
-    // on one stream; this setting, LibTorch's own size, keeps it from being warned of at every
-    // call.
+    // Bits repeat only without atomics, which LibTorch's operators then avoid; where it keeps them,
+    // in cuDNN's backward of attention, it warns. Fresh memory needs no filling for it, and cuBLAS
+    // repeats its bits on one stream; this setting, LibTorch's own size, keeps it from being warned
+    // of at every call.
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
     at::globalContext().setDeterministicFillUninitializedMemory(false);
     setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
