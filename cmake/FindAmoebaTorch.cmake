@@ -51,9 +51,10 @@ target_compile_definitions(amoeba_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_directories(amoeba_torch INTERFACE "${AMOEBA_TORCH_FOLDER}/lib")
 # libtorch.so alone drags the right back ends in: its NEEDED entries differ between CPU and CUDA wheels,
 # and the linker must keep it although no symbol is taken from it directly. (One item: CMake moves
-# flags of their own away from the libraries they are meant for.)
+# flags of their own away from the libraries they are meant for.) The C++ library is looked up first:
+# CUDA wheels carry parts of an older one, whose std::filesystem crashes.
 target_link_libraries(amoeba_torch INTERFACE
-  "-Wl,--push-state,--no-as-needed,-ltorch,-ltorch_cpu,-lc10,--pop-state")
+  "-Wl,--push-state,--no-as-needed,-lstdc++,-ltorch,-ltorch_cpu,-lc10,--pop-state")
 if(AMOEBA_TORCH_HAS_CUDA)
   # The wheel's CUDA libraries need NVIDIA's, which exist only where torch runs on a GPU.
   target_link_options(amoeba_torch INTERFACE
