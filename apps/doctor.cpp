@@ -33,17 +33,53 @@ void print_cpu() {
 #endif
 }
 
-void print_backends(at::Device device, int compute_capability) {
-  std::printf("\nexpert backends on %s, model width 2048, hidden width 1408\n",
+// A layer's sizes, as a model has them.
+struct Shape {
+  const char* name;
+  int64_t model_dim, hidden_dim, num_experts;
+};
+constexpr Shape kShape = {"10B_2B", 2048, 1408, 36};
+
+nn::ExpertProblem problem_of(at::Device device, int compute_capability, at::ScalarType dtype,
+                             const Shape& shape) {
+  nn::ExpertProblem problem;
+  problem.device = device.is_cuda() ? nn::DeviceKind::kCuda : nn::DeviceKind::kCpu;
+  problem.compute_capability = compute_capability;
+  problem.dtype = dtype;
+  problem.model_dim = shape.model_dim;
+  problem.hidden_dim = shape.hidden_dim;
+  problem.num_experts = shape.num_experts;
+  return problem;
+}
+
+// What each shape gets, and why not what comes before it.
+void print_kernels(at::Device device, int compute_capability) {
+  const Shape shapes[] = {{"demo", 128, 128, 8},           {"2B", 1024, 1024, 24},
+                          {"4B", 1536, 1024, 24},          kShape,
+                          {"Qwen3-30B", 2048, 768, 128},   {"Mixtral", 4096, 14336, 8},
+                          {"gpt-oss-20b", 2880, 2880, 32}, {"odd sizes", 33, 17, 5}};
+  std::printf("\nkernels of fused on %s (auto's choice where fused refuses)\n",
               device.str().c_str());
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const Shape& shape : shapes) {
+      const nn::ExpertProblem problem = problem_of(device, compute_capability, dtype, shape);
+      const std::string refusal = nn::expert_backends().front().supports(problem);
+      const std::string text = refusal.empty()
+                                   ? nn::describe_fused(problem)
+                                   : cat(nn::choose_expert_backend("auto", problem).backend->name,
+                                         " (fused: ", refusal, ")");
+      std::printf("  %-10s %-12s D %-5d H %-6d E %-4d %s\n", c10::toString(dtype), shape.name,
+                  static_cast<int>(shape.model_dim), static_cast<int>(shape.hidden_dim),
+                  static_cast<int>(shape.num_experts), text.c_str());
+    }
+  }
+}
+
+void print_backends(at::Device device, int compute_capability) {
+  std::printf("\nexpert backends on %s, model width %d, hidden width %d\n", device.str().c_str(),
+              static_cast<int>(kShape.model_dim), static_cast<int>(kShape.hidden_dim));
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
-    nn::ExpertProblem problem;
-    problem.device = device.is_cuda() ? nn::DeviceKind::kCuda : nn::DeviceKind::kCpu;
-    problem.compute_capability = compute_capability;
-    problem.dtype = dtype;
-    problem.model_dim = 2048;
-    problem.hidden_dim = 1408;
-    problem.num_experts = 64;
+    const nn::ExpertProblem problem = problem_of(device, compute_capability, dtype, kShape);
     const nn::ExpertChoice choice = nn::choose_expert_backend("auto", problem);
     std::printf("  %-10s auto takes %s\n", c10::toString(dtype),
                 std::string(choice.backend->name).c_str());
@@ -84,7 +120,12 @@ int run_doctor(const Arguments& arguments) {
     std::printf("GPU:          none: no NVIDIA driver, or no device\n");
   }
   print_backends(at::kCPU, 0);
-  if (device.is_cuda()) print_backends(device, driver ? driver->compute_capability : 0);
+  print_kernels(at::kCPU, 0);
+  if (device.is_cuda()) {
+    const int compute_capability = driver ? driver->compute_capability : 0;
+    print_backends(device, compute_capability);
+    print_kernels(device, compute_capability);
+  }
   return 0;
 }
 

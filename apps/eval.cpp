@@ -5,6 +5,7 @@
 #include "apps/options.h"
 #include "apps/verbs.h"
 #include "base/clock.h"
+#include "train/device.h"
 #include "train/evaluate.h"
 #include "train/load_model.h"
 
@@ -46,7 +47,8 @@ int run_eval(const Arguments& arguments) {
   catch_stop_signals();
   const Clock clock;
   options.batch_size = config.training.local_batch_size;
-  options.loss_chunk_bytes = config.training.loss_chunk_mib << 20;
+  options.loss_chunk_bytes =
+      train::loss_chunk_bytes(config.training.loss_chunk_mib, loaded.model->device().type());
   options.stop = stop_requested;
   options.progress = [&](int64_t done, int64_t total) {
     progress.live(train::format_work("evaluating", done, total, "windows"), clock.seconds());

@@ -41,7 +41,7 @@ add_library(amoeba::torch_stable ALIAS amoeba_torch_stable)
 target_include_directories(amoeba_torch_stable SYSTEM INTERFACE "${AMOEBA_TORCH_FOLDER}/include")
 target_compile_definitions(amoeba_torch_stable INTERFACE TORCH_TARGET_VERSION=0x020b000000000000)
 target_link_directories(amoeba_torch_stable INTERFACE "${AMOEBA_TORCH_FOLDER}/lib")
-target_link_libraries(amoeba_torch_stable INTERFACE -Wl,--no-as-needed torch_cpu -Wl,--as-needed)
+target_link_libraries(amoeba_torch_stable INTERFACE "-Wl,--push-state,--no-as-needed,-ltorch_cpu,--pop-state")
 
 add_library(amoeba_torch INTERFACE)
 add_library(amoeba::torch ALIAS amoeba_torch)
@@ -50,9 +50,11 @@ target_include_directories(amoeba_torch SYSTEM INTERFACE
 target_compile_definitions(amoeba_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_directories(amoeba_torch INTERFACE "${AMOEBA_TORCH_FOLDER}/lib")
 # libtorch.so alone drags the right back ends in: its NEEDED entries differ between CPU and CUDA wheels,
-# and the linker must keep it although no symbol is taken from it directly.
+# and the linker must keep it although no symbol is taken from it directly. (One item: CMake moves
+# flags of their own away from the libraries they are meant for.) The C++ library is looked up first:
+# CUDA wheels carry parts of an older one, whose std::filesystem crashes.
 target_link_libraries(amoeba_torch INTERFACE
-  -Wl,--no-as-needed torch torch_cpu c10 -Wl,--as-needed)
+  "-Wl,--push-state,--no-as-needed,-lstdc++,-ltorch,-ltorch_cpu,-lc10,--pop-state")
 if(AMOEBA_TORCH_HAS_CUDA)
   # The wheel's CUDA libraries need NVIDIA's, which exist only where torch runs on a GPU.
   target_link_options(amoeba_torch INTERFACE

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program of this folder (default: amoeba) on the torch that is installed on this machine.
 #
-# Usage: run.sh train --config demo ...     run.sh ./test_nn ...
+# Usage: run.sh train --config demo ...     run.sh ./test_nn ...     run.sh ./step_times.py ...
 # TORCH_LIB names the lib folder of torch; unset, python3 (or PYTHON) is asked.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,9 +17,14 @@ if [ "$found" != "$wanted" ]; then
   echo "run.sh: found torch '${found:-none}' at '$TORCH_LIB', want $wanted.x (set PYTHON or TORCH_LIB)" >&2
   exit 2
 fi
-export LD_LIBRARY_PATH="$here:$TORCH_LIB${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export PYTHONPATH="$here/python${PYTHONPATH:+:$PYTHONPATH}"
+export LD_LIBRARY_PATH="$here/python/amoeba:$TORCH_LIB${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 case "${1:-}" in
   ./test_*) program=$here/${1#./}; shift ;;
+  ./*.py)
+    script=$here/${1#./}
+    shift
+    exec "${PYTHON:-python3}" "$script" "$@" ;;
   *) program=$here/amoeba ;;
 esac
 exec "$program" "$@"

@@ -4,12 +4,13 @@
 #
 # Usage: package_gpu.sh [--torch-root DIR] [--tests]
 #   --torch-root DIR  the unpacked wheel's torch folder; else downloaded to build/cuda-torch (530 MB)
-#   --tests           pack the test programs too
+#   --tests           pack the tests that use a GPU too
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 torch_requirement="torch==2.11.0"
 torch_python=3.12
 bundle=build/gpu-bundle
 max_mib=60
+gpu_tests=(test_kernels_cuda test_nn test_train)
 torch_root="" with_tests=OFF
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -48,9 +49,12 @@ check_needed() {
   [ -z "$extra" ] || die "$1 needs libraries that the GPU machine may lack: $(echo $extra)"
 }
 
+# pack FILE [FOLDER of the bundle]
 pack() {
-  strip -o "$bundle/$(basename "$1")" "$1"
-  check_needed "$bundle/$(basename "$1")"
+  local packed
+  packed=$bundle/${2:-.}/$(basename "$1")
+  strip -o "$packed" "$1"
+  check_needed "$packed"
 }
 
 scripts/setup.sh
@@ -59,14 +63,19 @@ scripts/setup.sh
 scripts/demo_text.sh
 
 configure build/gpu -DAMOEBA_TORCH_ROOT="$torch_root" -DAMOEBA_TESTS="$with_tests" -DCMAKE_SKIP_RPATH=ON
-if [ "$with_tests" = ON ]; then build build/gpu; else build build/gpu amoeba amoeba_package; fi
+targets=(amoeba amoeba_package)
+[ "$with_tests" = OFF ] || targets+=("${gpu_tests[@]}")
+build build/gpu "${targets[@]}"
 
 rm -rf "$bundle"
-mkdir -p "$bundle"
+mkdir -p "$bundle/python/amoeba"
 pack build/gpu/amoeba
-for library in build/gpu/python/amoeba/libamoeba_ops*.so; do pack "$library"; done
+for library in build/gpu/python/amoeba/libamoeba_ops*.so; do pack "$library" python/amoeba; done
+cp python/amoeba/*.py "$bundle/python/amoeba/"
+cp bench/*.py "$bundle/"
 if [ "$with_tests" = ON ]; then
-  for test in build/gpu/tests/test_*; do pack "$test"; done
+  for test in "${gpu_tests[@]}"; do pack "build/gpu/tests/$test"; done
+  cp tests/python/{support,cuda_test}.py "$bundle/python/"
 fi
 cp -r configs "$bundle/configs"
 cp build/data/kjv.txt "$bundle/"

@@ -114,6 +114,10 @@ struct ExpertChoice {
 // switches silently.
 ExpertChoice choose_expert_backend(std::string_view compute_backend, const ExpertProblem& problem);
 
+// Which of fused's kernels runs a problem that fused supports, and why those before it do not:
+// "sm80 (sm90: ...)".
+std::string describe_fused(const ExpertProblem& problem);
+
 // Runs `backend` on rows. Handles, the same for every backend, E = 0, R = 0 and all-zero counts
 // (empty or zero output that still depends on x and all three weights, so that gradients are zeros,
 // not missing) and tail rows (zero output and gradient). Gradients of gradients are refused.

@@ -97,15 +97,16 @@ struct CombineGradients {
 };
 
 CombineGradients combine_backward(const at::Tensor& rows, const at::Tensor& scores,
-                                  const at::Tensor& slot_row, const at::Tensor& dy) {
+                                  const at::Tensor& row_slot, const at::Tensor& slot_row,
+                                  const at::Tensor& dy) {
   const int64_t tokens = scores.size(0), top_k = scores.size(1), size = rows.size(1);
   if (!has_cpu_loop(rows)) {
     const at::Tensor slots =
         rows.index_select(0, slot_row).view({tokens, top_k, size}).to(at::kFloat);
-    const at::Tensor wide = dy.to(at::kFloat).unsqueeze(1);
-    const at::Tensor dslots = (scores.unsqueeze(2) * wide).to(rows.scalar_type());
-    return {at::empty_like(rows).index_copy_(0, slot_row, dslots.view({-1, size})),
-            (slots * wide).sum(-1)};
+    const at::Tensor row_scores = scores.reshape(-1).index_select(0, row_slot).unsqueeze(1);
+    const at::Tensor dy_rows = dy.index_select(0, row_slot.div(top_k, "floor"));  // [R, D]
+    return {(dy_rows * row_scores).to(rows.scalar_type()),
+            (slots * dy.to(at::kFloat).unsqueeze(1)).sum(-1)};
   }
   CombineGradients grads{at::empty_like(rows), at::empty_like(scores)};
   const float *in = rows.const_data_ptr<float>(), *weight = scores.const_data_ptr<float>();
@@ -127,8 +128,9 @@ CombineGradients combine_backward(const at::Tensor& rows, const at::Tensor& scor
 class CombineRows : public torch::autograd::Function<CombineRows> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows,
-                            const at::Tensor& scores, const at::Tensor& slot_row) {
-    context->save_for_backward({rows, scores, slot_row});
+                            const at::Tensor& scores, const at::Tensor& row_slot,
+                            const at::Tensor& slot_row) {
+    context->save_for_backward({rows, scores, row_slot, slot_row});
     return weighted_sum(rows, scores, slot_row, scores.size(1));
   }
 
@@ -136,8 +138,8 @@ class CombineRows : public torch::autograd::Function<CombineRows> {
                                                  torch::autograd::variable_list grad_outputs) {
     const auto saved = context->get_saved_variables();
     CombineGradients grads =
-        combine_backward(saved[0], saved[1], saved[2], grad_outputs[0].contiguous());
-    return {grads.rows, grads.scores, at::Tensor()};
+        combine_backward(saved[0], saved[1], saved[2], saved[3], grad_outputs[0].contiguous());
+    return {grads.rows, grads.scores, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -186,7 +188,8 @@ at::Tensor combine_rows(const at::Tensor& rows, const at::Tensor& scores, const 
   if (!scores.defined()) {
     return SumRows::apply(rows.contiguous(), row_tokens(routes), routes.slot_row, routes.top_k);
   }
-  return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.slot_row);
+  return CombineRows::apply(rows.contiguous(), scores.contiguous(), routes.row_slot,
+                            routes.slot_row);
 }
 
 }  // namespace amoeba::nn

@@ -1,5 +1,7 @@
 #include "nn/feed_forward.h"
 
+#include <ATen/record_function.h>
+
 #include "nn/linear.h"
 #include "nn/swiglu.h"
 
@@ -15,6 +17,7 @@ FeedForward::FeedForward(int64_t dim, int64_t hidden_dim, const std::string& pre
                         truncated_normal_init(init.output_std), true)) {}
 
 at::Tensor FeedForward::forward(const at::Tensor& x) const {
+  RECORD_USER_SCOPE("feed forward");
   return linear(swiglu(linear(x, *w13_)), *w2_);
 }
 

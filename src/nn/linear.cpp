@@ -1,5 +1,6 @@
 #include "nn/linear.h"
 
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -32,11 +33,13 @@ class Linear : public torch::autograd::Function<Linear> {
 
 }  // namespace
 
-void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x) {
+void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x, double scale) {
   if (dy.scalar_type() == grad.scalar_type()) {
-    grad.addmm_(dy.t(), x);
+    grad.addmm_(dy.t(), x, /*beta=*/1, scale);
+  } else if (grad.is_cuda()) {
+    at::addmm_out(grad, grad, dy.t(), x, grad.scalar_type(), /*beta=*/1, scale);
   } else {
-    grad.add_(at::mm(dy.t(), x));
+    grad.add_(at::mm(dy.t(), x), scale);
   }
 }
 

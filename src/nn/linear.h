@@ -12,8 +12,9 @@ namespace amoeba::nn {
 // fp32.
 at::Tensor linear(const at::Tensor& x, const Parameter& weight);
 
-// grad [O, I] fp32 += dy^T x for dy [T, O] and x [T, I] of one dtype; the product is made in that
-// dtype.
-void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x);
+// grad [O, I] fp32 += scale dy^T x for dy [T, O] and x [T, I] of one dtype; the product is made in
+// that dtype, on a card in fp32.
+void add_weight_gradient(at::Tensor grad, const at::Tensor& dy, const at::Tensor& x,
+                         double scale = 1.0);
 
 }  // namespace amoeba::nn

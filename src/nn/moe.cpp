@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/where.h>
+#include <ATen/record_function.h>
 
 #include "amoeba/error.h"
 #include "nn/dispatch.h"
@@ -62,21 +63,27 @@ at::Tensor Moe::run_rows(const at::Tensor& x, const RouterOutput& routing,
   return combine_rows(rows, config_.score_before_experts ? at::Tensor() : routing.scores, routes);
 }
 
+at::Tensor Moe::run_routed(const at::Tensor& x, const RouterOutput& routing,
+                           const at::Tensor& error_word, const ExpertBackend& backend,
+                           ExpertStats& stats) const {
+  RECORD_USER_SCOPE("routed experts");
+  const bool has_hook = static_cast<bool>(config_.output_postprocess);
+  if (!refuse_tokens(backend, has_hook).empty()) {
+    return run_rows(x, routing, error_word, backend, stats);
+  }
+  return run_expert_tokens(
+      backend, {x, routing.expert_ids, routing.scores, config_.score_before_experts},
+      {weights(&Parameter::compute), weights(&Parameter::master), weights(&Parameter::grad)}, stats,
+      error_word);
+}
+
 MoeOutput Moe::forward(const at::Tensor& x, const at::Tensor& expert_bias,
                        const at::Tensor& token_mask, const at::Tensor& expert_ids,
                        const at::Tensor& error_word, const ExpertBackend& backend,
                        ExpertStats& stats) const {
   RouterOutput routing = router_.forward(x, expert_bias, token_mask, expert_ids, error_word);
-  const bool has_hook = static_cast<bool>(config_.output_postprocess);
   MoeOutput out;
-  if (refuse_tokens(backend, has_hook).empty()) {
-    out.y = run_expert_tokens(
-        backend, {x, routing.expert_ids, routing.scores, config_.score_before_experts},
-        {weights(&Parameter::compute), weights(&Parameter::master), weights(&Parameter::grad)},
-        stats, error_word);
-  } else {
-    out.y = run_rows(x, routing, error_word, backend, stats);
-  }
+  out.y = run_routed(x, routing, error_word, backend, stats);
   if (shared_) out.y = out.y + shared_->forward(x);
   out.expert_ids = routing.expert_ids;
   out.counts = routing.counts;

@@ -51,6 +51,10 @@ class Moe {
 
  private:
   ExpertWeights weights(at::Tensor Parameter::*tensor) const;
+  // The part between the router and the sum with the shared experts.
+  at::Tensor run_routed(const at::Tensor& x, const RouterOutput& routing,
+                        const at::Tensor& error_word, const ExpertBackend& backend,
+                        ExpertStats& stats) const;
   // The composed path of a backend that takes rows: gather, rows, post-process, combine.
   at::Tensor run_rows(const at::Tensor& x, const RouterOutput& routing,
                       const at::Tensor& error_word, const ExpertBackend& backend,

@@ -11,6 +11,7 @@
 
 #include "amoeba/error.h"
 #include "base/rng.h"
+#include "nn/parallel.h"
 
 namespace amoeba::nn {
 
@@ -119,14 +120,18 @@ void ParameterStore::allocate(at::Device device, at::ScalarType compute_dtype, u
       groups_[g].shadow = at::empty({sizes[g]}, fp32.dtype(compute_dtype));
     }
   }
-  for (auto& parameter : parameters_) {
-    const ParameterGroup& group = group_of(*parameter);
-    if (device.is_meta()) continue;
-    at::Tensor values = at::empty(parameter->shape, at::kFloat);
-    fill(values, parameter->init,
-         at::detail::createCPUGenerator(random_bits(seed, name_stream(parameter->name), 0)));
-    slice(group.master, *parameter).copy_(values);
-  }
+  // Each has a stream of its own, so the order does not matter.
+  const auto num_filled = device.is_meta() ? 0 : static_cast<int64_t>(parameters_.size());
+  parallel_for(num_filled, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Parameter& parameter = *parameters_[static_cast<size_t>(i)];
+      const at::Tensor master = slice(group_of(parameter).master, parameter);
+      at::Tensor values = device.is_cpu() ? master : at::empty(parameter.shape, at::kFloat);
+      fill(values, parameter.init,
+           at::detail::createCPUGenerator(random_bits(seed, name_stream(parameter.name), 0)));
+      if (!device.is_cpu()) master.copy_(values);
+    }
+  });
   for (Joined& joined : joined_) {
     Parameter& whole = *joined.parameter;
     whole = Parameter{*joined.parts[0]};

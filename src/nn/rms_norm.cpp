@@ -3,8 +3,11 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/mv.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -90,9 +93,27 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
 
 Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double eps) {
   if (has_cpu_loop(x)) return forward_cpu(x, weight, eps);
-  const at::Tensor wide = x.to(at::kFloat);
-  const at::Tensor rstd = wide.square().mean(-1, /*keepdim=*/true).add(eps).rsqrt();
-  return {(wide * rstd * weight).to(x.scalar_type()), rstd};
+  const auto size = static_cast<double>(x.size(1));
+  const at::Tensor norm = at::linalg_vector_norm(x, 2, {1}, /*keepdim=*/true, at::kFloat);
+  const at::Tensor rstd = norm.square().div_(size).add_(eps).rsqrt_();
+  at::Tensor y = at::empty_like(x);
+  at::mul_out(y, x * rstd, weight);
+  return {y, rstd};
+}
+
+// dx = rstd (w dy - n mean(w dy n)) with n = x rstd;  dw += dy n. In fp32, few passes over memory.
+at::Tensor backward_composed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
+                             const at::Tensor& dy, at::Tensor& grad) {
+  const at::Tensor normal = x * rstd;
+  const at::Tensor product = normal * dy;
+  grad.add_(product.sum(0));
+  // (A CPU's matrix-vector product may differ with the number of threads.)
+  const at::Tensor sum = x.is_cuda() ? at::mv(product, weight) : (product * weight).sum(1);
+  const at::Tensor mean = sum.div(x.size(1)).unsqueeze_(1);  // [T, 1]
+  const at::Tensor inner = (dy * weight).addcmul_(normal, mean, -1);
+  at::Tensor dx = at::empty_like(x);
+  at::mul_out(dx, inner, rstd);
+  return dx;
 }
 
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
@@ -113,16 +134,8 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
     const at::Tensor dy = grad_outputs[0].contiguous();
     at::Tensor grad = context->saved_data["grad"].toTensor();
-    at::Tensor dx;
-    if (has_cpu_loop(x)) {
-      dx = backward_cpu(x, weight, rstd, dy, grad);
-    } else {
-      const at::Tensor normal = x.to(at::kFloat) * rstd;
-      const at::Tensor wide = dy.to(at::kFloat);
-      grad.add_((wide * normal).sum(0));
-      const at::Tensor weighted = wide * weight;
-      dx = (rstd * (weighted - normal * (weighted * normal).mean(-1, true))).to(x.scalar_type());
-    }
+    const at::Tensor dx = has_cpu_loop(x) ? backward_cpu(x, weight, rstd, dy, grad)
+                                          : backward_composed(x, weight, rstd, dy, grad);
     return {dx, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
@@ -130,6 +143,7 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps) {
+  RECORD_USER_SCOPE("norm");
   const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
   if (!weight.wants_gradient()) {
     return forward_rows(rows, weight.compute, eps).y.view(x.sizes());

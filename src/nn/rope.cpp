@@ -3,12 +3,15 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/complex.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/sin.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -38,6 +41,17 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
                   float direction) {
   const int64_t tokens = x.size(0), heads = x.size(1), width = x.size(2);
   const int64_t half = table.cos.size(1), fixed = width - 2 * half;
+  if (x.is_cuda()) {  // few passes over memory: a pair is a complex number, a rotation its product
+    const at::Tensor pairs = x.narrow(2, fixed, 2 * half).to(at::kFloat).contiguous();
+    const at::Tensor turns = at::complex(table.cos.index_select(0, positions),
+                                         table.sin.index_select(0, positions) * direction);
+    const at::Tensor rotated =
+        at::view_as_complex(pairs.view({tokens, heads, half, 2})) * turns.unsqueeze(1);
+    at::Tensor y = at::empty_like(x);
+    y.narrow(2, 0, fixed).copy_(x.narrow(2, 0, fixed));
+    y.narrow(2, fixed, 2 * half).copy_(at::view_as_real(rotated).flatten(2));
+    return y;
+  }
   if (!x.is_cpu() || x.scalar_type() != at::kFloat) {
     const at::Tensor last = x.narrow(2, fixed, 2 * half);
     const at::Tensor pairs = last.to(at::kFloat).view({tokens, heads, half, 2});

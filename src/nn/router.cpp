@@ -58,6 +58,19 @@ at::Tensor choose_experts(const RouterConfig& config, const at::Tensor& choice) 
                         top_k);
 }
 
+// ids [...] -> [..., E]: which expert each is.
+at::Tensor matches(const at::Tensor& ids, int64_t num_experts) {
+  return ids.unsqueeze(-1).eq(at::arange(num_experts, ids.options()));
+}
+
+// The scores [T, K] of the chosen ids; of a skipped slot, those of the last expert.
+at::Tensor scores_of(const at::Tensor& scores_TE, const at::Tensor& ids) {
+  const int64_t last = scores_TE.size(1) - 1;
+  if (!scores_TE.is_cuda()) return scores_TE.gather(1, ids.clamp_max(last));
+  // The same by a sum with one term that is not zero: gather's backward would sort.
+  return at::where(matches(ids.clamp_max(last), last + 1), scores_TE.unsqueeze(1), 0.0).sum(-1);
+}
+
 // Each row of scores divided by its sum.
 at::Tensor normalized(const at::Tensor& scores) { return scores / (scores.sum(-1, true) + 1e-20); }
 
@@ -98,6 +111,7 @@ at::Tensor select_experts(const at::Tensor& choice, int64_t top_k) {
 
 at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts) {
   const at::Tensor flat = expert_ids.reshape(-1);
+  if (flat.is_cuda()) return matches(flat, num_experts).sum(0);  // adding in place would sort
   // Integers: exact in any order. (bincount would read the largest id on the host.)
   return at::zeros({num_experts + 1}, flat.options())
       .scatter_add_(0, flat, at::ones_like(flat))
@@ -171,7 +185,7 @@ RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
   RouterOutput out;
   const at::Tensor taken =
       expert_ids.defined() ? expert_ids : choose_experts(config_, scores_TE.detach() + expert_bias);
-  out.scores = scores_TE.gather(1, taken.clamp_max(config_.num_experts - 1));
+  out.scores = scores_of(scores_TE, taken);
   if (config_.route_norm) out.scores = normalized(out.scores);
   if (config_.route_scale != 1.0) out.scores = out.scores * config_.route_scale;
   out.expert_ids =

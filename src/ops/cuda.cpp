@@ -13,7 +13,7 @@ namespace cuda = kernels::cuda;
 cuda::Stream current_stream() {
   void* stream = nullptr;
   const auto device = torch::stable::accelerator::getCurrentDeviceIndex();
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return stream;
 }
 

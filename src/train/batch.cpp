@@ -1,5 +1,6 @@
 #include "train/batch.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
 #include "nn/loss.h"
@@ -10,13 +11,16 @@ namespace {
 
 static_assert(kIgnoredTarget == nn::kIgnoreIndex, "the loader and the loss agree on it");
 
-// Always a copy: the types differ.
+// Always a copy: the types differ. To a card by way of pinned memory, which is copied while the
+// host goes on; LibTorch keeps it until then.
 template <typename T>
 at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
   const at::Tensor view =
       at::from_blob(const_cast<T*>(values.data()), {static_cast<int64_t>(values.size())},
                     at::TensorOptions(c10::CppTypeToScalarType<T>::value));
-  return view.to(dtype).to(device);
+  if (device.is_cpu()) return view.to(dtype);
+  const auto pinned = at::TensorOptions(dtype).pinned_memory(true);
+  return at::empty(view.sizes(), pinned).copy_(view).to(device, /*non_blocking=*/true);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <string_view>
 
@@ -39,9 +40,14 @@ at::Device resolve_device(const std::string& name) {
   AMOEBA_CHECK(name == "auto" || name == "cuda", "training.device: got '", name,
                "', want auto, cpu or cuda");
   if (at::hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) {
-    // Bits repeat only without atomics: attention's backward has both kinds. What has no other kind
-    // warns instead of failing.
+    at::globalContext().lazyInitDevice(at::kCUDA);  // memory is asked for before a tensor exists
+    // Bits repeat only without atomics, which LibTorch's operators then avoid; where it keeps them,
+    // in cuDNN's backward of attention, it warns. Fresh memory needs no filling for it, and cuBLAS
+    // repeats its bits on one stream; this setting, LibTorch's own size, keeps it from being warned
+    // of at every call.
     at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
     return at::Device(at::kCUDA, 0);
   }
   AMOEBA_CHECK(name == "auto",
@@ -53,6 +59,11 @@ at::ScalarType resolve_dtype(const std::string& name) {
   if (name == "float32") return at::kFloat;
   AMOEBA_CHECK(name == "bfloat16", "training.dtype: got '", name, "', want float32 or bfloat16");
   return at::kBFloat16;
+}
+
+int64_t loss_chunk_bytes(int64_t mib, at::DeviceType device) {
+  constexpr int64_t kMibOnCpu = 64, kMibOnCard = 2048;
+  return (mib > 0 ? mib : device == at::kCPU ? kMibOnCpu : kMibOnCard) << 20;
 }
 
 void set_num_threads(int64_t num_threads) {

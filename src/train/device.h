@@ -14,6 +14,10 @@ at::Device resolve_device(const std::string& name);
 // "float32" or "bfloat16".
 at::ScalarType resolve_dtype(const std::string& name);
 
+// Bound on the logits that exist at once: `mib`, or for 0 what suits the device. On the CPU few
+// rows stay in cache; on a card a product wants many.
+int64_t loss_chunk_bytes(int64_t mib, at::DeviceType device);
+
 // Threads of LibTorch's pool, at most 4096; 0: OMP_NUM_THREADS where a launcher set it, else one a
 // core. Once a process, before any parallel work.
 void set_num_threads(int64_t num_threads);

@@ -41,20 +41,20 @@ struct Sizes {
   int64_t rows() const { return tokens * config.moe.router.top_k; }
   // The CPU's loops of fp32 make no fp32 copies of whole tensors, LibTorch's operators do.
   bool has_loops() const { return cpu && c == kFp32; }
-  // A weight's gradient is added in place, or first computed in the compute dtype, which the CPU
-  // then copies to fp32.
+  // A weight's gradient is added in place, but on the CPU first computed in the compute dtype and
+  // then copied to fp32.
   int64_t weight_gradient(int64_t numel) const {
-    return c == kFp32 ? 0 : numel * (cpu ? c + kFp32 : c);
+    return cpu && c != kFp32 ? numel * (c + kFp32) : 0;
   }
 };
 
 // The normalised input of a half [T, D] and its reciprocal norms [T].
 int64_t norm_kept(const Sizes& s) { return s.tokens * (s.dim() * s.c + kFp32); }
 
-// Backward of a norm of [T, D]: where no loop takes it, seven such tensors in fp32, four of which
-// its last expression holds.
+// Backward of a norm of [T, D]: where no loop takes it, three such tensors in fp32, and on the CPU
+// a copy that its last expression makes.
 int64_t norm_backward(const Sizes& s) {
-  return s.tokens * s.dim() * (s.has_loops() ? s.c : s.c + 7 * kFp32);
+  return s.tokens * s.dim() * (s.has_loops() ? s.c : s.c + (s.cpu ? 4 : 3) * kFp32);
 }
 
 Half attention_half(const Sizes& s) {
@@ -245,7 +245,8 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
 
   const int64_t row = config.vocab_size * kFp32;  // of the logits
   const int64_t chunk = std::min(tokens, std::max<int64_t>(1, step.loss_chunk_bytes / row));
-  plan.loss = 2 * chunk * row;  // the logits, and their exponentials for the sum
+  // The logits, and their exponentials for the sum; on a card their gradient beside both.
+  plan.loss = 2 * chunk * row + (s.cpu ? 0 : chunk * config.vocab_size * c);
   plan.loss += s.weight_gradient(config.vocab_size * s.dim());
   const bool is_fused = config.num_dense_layers < config.num_layers && takes_fused(s);
   const int64_t program_bf16 = is_fused ? kProgramBf16Fused : kProgramBf16;
@@ -258,7 +259,7 @@ MemoryPlan plan_memory(const RunConfig& config, int64_t tokenizer_vocab_size,
   const TrainingSection& training = config.training;
   return plan_memory(make_model_config(config, tokenizer_vocab_size),
                      {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
-                      device, training.loss_chunk_mib << 20});
+                      device, loss_chunk_bytes(training.loss_chunk_mib, device)});
 }
 
 std::string describe(const MemoryPlan& plan) {

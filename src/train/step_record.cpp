@@ -17,7 +17,7 @@ void add_memory(StepRecord& record, at::Device device) {
   }
 }
 
-void add_experts(StepRecord& record, const nn::ExpertStats& stats, const at::Tensor& step_counts) {
+void add_experts(StepRecord& record, const nn::ExpertStats& stats, const at::Tensor& counts) {
   if (stats.dropped_rows.defined()) record.dropped_rows = stats.dropped_rows.item<int64_t>();
   if (stats.rows > 0) {
     record.padding_ratio = static_cast<double>(stats.padded_rows) / static_cast<double>(stats.rows);
@@ -25,7 +25,6 @@ void add_experts(StepRecord& record, const nn::ExpertStats& stats, const at::Ten
   record.expert_calls = stats.calls;
   record.host_syncs = stats.host_syncs;
   record.saved_bytes = stats.saved_bytes;
-  const at::Tensor counts = step_counts.to(at::kCPU).contiguous();
   const int64_t* load = counts.const_data_ptr<int64_t>();
   for (int64_t layer = 0; layer < counts.size(0); ++layer) {
     record.experts.push_back(

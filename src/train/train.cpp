@@ -264,7 +264,8 @@ void Run::validate() {
   EvaluateOptions options;
   options.max_windows = config_.validation.max_windows;
   options.batch_size = config_.training.local_batch_size;
-  options.loss_chunk_bytes = config_.training.loss_chunk_mib << 20;
+  options.loss_chunk_bytes =
+      loss_chunk_bytes(config_.training.loss_chunk_mib, setup_.device.type());
   options.stop = context_.stop_requested;
   options.progress = [&](int64_t done, int64_t total) {
     context_.progress.live(format_work("evaluating", done, total, "windows"), clock_.seconds());

@@ -1,6 +1,7 @@
 #include "train/train_step.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/stack.h>
@@ -14,6 +15,7 @@
 #include "nn/loss.h"
 #include "nn/router.h"
 #include "train/batch.h"
+#include "train/device.h"
 
 namespace amoeba::train {
 
@@ -60,7 +62,8 @@ void backward(const at::Tensor& hidden, const at::Tensor& dhidden,
 
 StepSums forward_backward(nn::Model& model, const StepBatch& batch, const RunConfig& config,
                           double valid_tokens) {
-  const nn::LossOptions options{1.0 / valid_tokens, config.training.loss_chunk_mib << 20};
+  const nn::LossOptions options{
+      1.0 / valid_tokens, loss_chunk_bytes(config.training.loss_chunk_mib, model.device().type())};
   StepSums sums;
   for (const MicroBatch& micro_batch : batch.micro_batches) {
     const DeviceBatch on_device = to_device(micro_batch, model.device());
@@ -90,7 +93,9 @@ StepResult read_result(const StepSums& sums, const OptimizerStep& done,
   std::vector<at::Tensor> scalars{sums.loss, done.grad_norm, done.rejected, error_word.squeeze(0)};
   for (const ModelLoss& loss : sums.model_losses) scalars.push_back(loss.value);
   for (at::Tensor& scalar : scalars) scalar = scalar.to(at::kDouble);
-  const at::Tensor host = at::stack(scalars).to(at::kCPU);
+  const auto num_scalars = static_cast<int64_t>(scalars.size());
+  const at::Tensor host =
+      at::cat({at::stack(scalars), sums.counts.reshape(-1).to(at::kDouble)}).to(at::kCPU);
   const double* values = host.const_data_ptr<double>();
   StepResult result;
   result.loss = values[0] / valid_tokens;
@@ -100,7 +105,8 @@ StepResult read_result(const StepSums& sums, const OptimizerStep& done,
   for (size_t i = 0; i < sums.model_losses.size(); ++i) {
     result.*sums.model_losses[i].field = values[4 + i];
   }
-  result.counts = sums.counts;
+  result.counts =
+      host.narrow(0, num_scalars, sums.counts.numel()).to(at::kLong).view_as(sums.counts);
   return result;
 }
 

@@ -21,7 +21,7 @@ struct StepResult {
   double z_loss = 0;
   bool rejected = false;
   int32_t errors = 0;  // bits of the error word
-  at::Tensor counts;   // [L, E] int64, of tokens that are no padding
+  at::Tensor counts;   // [L, E] int64 on the host, of tokens that are no padding
 };
 
 // Leaves weights, moments and bias as they are when the loss or the gradient norm is not finite or

@@ -56,6 +56,27 @@ class Cuda(unittest.TestCase):
         for a, b in zip(got, want):
             self.assertTrue(torch.equal(a, b))
 
+    def test_nothing_waits_for_the_gpu(self):
+        for case in CASES:
+            with self.subTest(case=case.name):
+                inputs = {n: t.detach().cuda().requires_grad_() for n, t in support.make_inputs(case, torch.bfloat16).items()}
+                (x, scores, gate_up, down), biases = support.pack(inputs)
+                ids, leaves = support.ids_of(case, "cuda"), list(inputs.values())
+                counts = torch.full((case.num_experts,), len(case.ids) // case.num_experts, device="cuda")
+
+                def step():
+                    tokens = amoeba.experts(x, ids, scores, gate_up, down, **biases, **case.options)
+                    options = {n: v for n, v in case.options.items() if n != "score_before"}
+                    rows = amoeba.experts_rows(x, counts, gate_up, down, **biases, **options)
+                    torch.autograd.grad((tokens.float() + rows).sum(), leaves)
+
+                step()  # first uses allocate
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    step()
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+
     def test_bad_ids_are_reported(self):
         ids, x, scores, gate_up, down = self.layer()
         amoeba.experts(x, ids + 77, scores, gate_up, down)

@@ -533,12 +533,15 @@ TEST(Train, TracesTheStepsAskedFor) {
       ++ranges[event.string_at("name", path)];
       EXPECT_GE(event.number_at("dur", path), 0);
     }
-    // Two micro-batches, two layers.
+    // Two micro-batches, two layers; two norms a layer and the last one.
     EXPECT_EQ(ranges, (std::map<std::string, int64_t>{{cat("step ", step), 1},
                                                       {"data", 1},
+                                                      {"norm", 10},
                                                       {"attention", 4},
                                                       {"router", 4},
+                                                      {"routed experts", 4},
                                                       {"experts", 4},
+                                                      {"feed forward", 4},
                                                       {"loss", 2},
                                                       {"backward", 2},
                                                       {"optimizer", 1}}));

@@ -124,6 +124,17 @@ std::string supports_fused(const ExpertProblem& problem) {
   return reasons;
 }
 
+std::string describe_fused(const ExpertProblem& problem) {
+  std::string refusals;
+  for (const OperatorVariant& variant : variants_of(problem)) {
+    if (variant.refusal.empty()) {
+      return refusals.empty() ? variant.name : cat(variant.name, " (", refusals, ")");
+    }
+    refusals += cat(refusals.empty() ? "" : "; ", variant.name, ": ", variant.refusal);
+  }
+  return refusals;
+}
+
 std::string auto_refuses_fused(const ExpertProblem& problem) {
   std::string reason = "this processor has no kernels";
   for (const OperatorVariant& variant : variants_of(problem)) {

@@ -285,8 +285,9 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .minimum = 0});
   schema.add({.path = "training.loss_chunk_mib",
               .field = &training.loss_chunk_mib,
-              .doc = "Bound on the logits that exist at once, in MiB.",
-              .minimum = 1,
+              .doc = "Bound on the logits that exist at once, in MiB; 0: 64 on the CPU, 2048 on a "
+                     "card.",
+              .minimum = 0,
               .maximum = kMaxSize});
   schema.add({.path = "training.max_rejected_steps",
               .field = &training.max_rejected_steps,

@@ -74,8 +74,8 @@ struct TrainingSection {
   std::string device = "auto";    // auto | cpu | cuda
   int64_t num_threads = 0;        // 0: all cores
   int64_t seed = 1;
-  int64_t loss_chunk_mib = 64;                 // bound on the logits that exist at once
-  int64_t max_rejected_steps = 10;             // consecutive non-finite steps before the run stops
+  int64_t loss_chunk_mib = 0;       // bound on the logits that exist at once; 0: by device
+  int64_t max_rejected_steps = 10;  // consecutive non-finite steps before the run stops
   std::string activation_checkpoint = "none";  // none | full | selective
 };
 

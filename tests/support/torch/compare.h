@@ -18,8 +18,13 @@ struct Comparison {
   explicit operator bool() const { return passed; }
 };
 
+// `other_draws`: the largest row error of the plain computation in other draws of the problem; one
+// draw of few rows samples it badly.
 Comparison compare_rows(const at::Tensor& actual, const at::Tensor& same_dtype_reference,
-                        const at::Tensor& fp64_reference);
+                        const at::Tensor& fp64_reference, double other_draws = 0);
+
+// Largest difference to fp64: what compare_rows calls the plain error.
+double plain_error(const at::Tensor& same_dtype_reference, const at::Tensor& fp64_reference);
 
 // Equal in every bit but the sign of a zero, dtype and shape included; NaN never passes.
 Comparison compare_exact(const at::Tensor& actual, const at::Tensor& expected);
