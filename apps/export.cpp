@@ -32,13 +32,14 @@ int run_export(const Arguments& arguments) {
 
   train::Progress progress = terminal_progress();
   PosixFileSystem files;
-  train::LoadedModel loaded =
-      train::load_model(files, checkpoint, {.device = "cpu"}, terminal_log(progress));
+  train::LoadModelOptions on_cpu;
+  on_cpu.device = "cpu";
+  train::LoadedModel loaded = train::load_model(files, checkpoint, on_cpu, terminal_log(progress));
   train::ExportOptions options;
   options.dtype = dtype;
   if (!shard_bytes.empty()) options.max_shard_bytes = to_integer("--max-shard-bytes", shard_bytes);
   if (!family.empty()) {
-    options.family = train::family_of(family, "export: --family");
+    options.family = train::family_of(family, "export: --family", ErrorKind::kUsage);
   } else {
     options.family = to == "hf" ? train::fitting_family(loaded.config)
                                 : train::fitting_origin_family(loaded.config);

@@ -114,7 +114,7 @@ class Keys {
   void expect(std::string_view key, double want) {
     if (number(key, want) != want) refuse(key, cat(want));
   }
-  void expect(std::string_view key, std::string_view want) {
+  void expect(std::string_view key, const char* want) {  // else a literal would be a bool
     if (text(key, want) != want) refuse(key, cat("'", want, "'"));
   }
   void expect_absent(std::string_view key, std::string_view want = "null") {
@@ -148,7 +148,8 @@ class Reader {
   Reader(const Value& config, const std::string& path) : keys_(config, path) {}
 
   HfConfig read() {
-    out_.family = family_of(keys_.text("model_type", ""), keys_.path() + ": model_type");
+    out_.family =
+        family_of(keys_.text("model_type", ""), keys_.path() + ": model_type", ErrorKind::kData);
     for (std::string_view key : kIgnoredKeys) keys_.ignore(key);
     read_common();
     is_latent() ? read_latent() : read_grouped();
@@ -399,7 +400,9 @@ class Reader {
     }
     const char* key = keys_.find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
     const Value* scaling = keys_.find(key);
-    keys_.ignore(scaling != nullptr ? "rope_scaling" : "");
+    if (key == std::string_view("rope_parameters")) {
+      keys_.expect_absent("rope_scaling", "one of it and rope_parameters");
+    }
     double theta = keys_.number("rope_theta", is(HfFamily::kMixtral) ? 1e6 : 10000.0);
     double factor = 1.0;
     if (scaling != nullptr) {
@@ -477,14 +480,13 @@ std::string_view model_type(HfFamily family) {
   return {};
 }
 
-HfFamily family_of(std::string_view model_type, std::string_view what) {
+HfFamily family_of(std::string_view model_type, std::string_view what, ErrorKind kind) {
   std::vector<std::string> names;
   for (const FamilyName& entry : kFamilies) {
     if (entry.model_type == model_type) return entry.family;
     names.emplace_back(entry.model_type);
   }
-  fail(ErrorKind::kUsage,
-       cat(what, " is '", printable(model_type), "', want one of ", join(names, ", ")));
+  fail(kind, cat(what, " is '", printable(model_type), "', want one of ", join(names, ", ")));
 }
 
 HfConfig read_hf_config(const Value& config, const std::string& path) {

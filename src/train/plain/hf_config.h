@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/file_system.h"
+#include "amoeba/error.h"
 #include "formats/value.h"
 #include "train/plain/run_config.h"
 
@@ -31,8 +31,8 @@ enum class HfFamily {
 };
 
 std::string_view model_type(HfFamily family);
-// Error(kUsage) with the names that there are.
-HfFamily family_of(std::string_view model_type, std::string_view what);
+// An Error of `kind` with the names that there are, about `what`.
+HfFamily family_of(std::string_view model_type, std::string_view what, ErrorKind kind);
 
 struct HfSetting {
   std::string key;   // of config.json: "num_hidden_layers"
