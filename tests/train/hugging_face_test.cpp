@@ -1,6 +1,7 @@
 #include "train/hugging_face.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
@@ -186,8 +187,8 @@ std::string refusal_of(const std::function<void(std::vector<TensorEntry>&)>& cha
   const formats::SafetensorsFile file = formats::read_safetensors(files, "/hf/model.safetensors");
   std::vector<TensorEntry> tensors = file.tensors;
   change(tensors);
-  formats::write_safetensors(files, "/changed", tensors, {});
-  files.rename("/changed", "/hf/model.safetensors");
+  formats::write_safetensors(files, "/hf/changed", tensors, {});
+  files.rename("/hf/changed", "/hf/model.safetensors");
   const auto model = make_model(grouped_config(), 2);
   return error_message(ErrorKind::kData, [&] { load_from(files, "/hf", *model); });
 }
@@ -277,6 +278,7 @@ TEST(StartWeights, ARunContinuesFromAnotherOrFromAFolder) {
                                   {"training.num_threads", "2"},
                                   {"metrics.report", "false"},
                                   {"checkpoint.interval", "2"},
+                                  {"moe.balance_coeff", "0"},
                                   {"optimizer.lr", "1e-9"}})
                          ->config;
     ASSERT_EQ(lab.run(next).step, 3);
