@@ -258,6 +258,21 @@ std::string json_string(const std::string& path, const std::string& text) {
   }
 }
 
+// Bytes of what an entry says it holds, or -1 when no data can be that.
+int64_t entry_bytes(const TensorEntry& tensor) {
+  const bool negative =
+      std::any_of(tensor.shape.begin(), tensor.shape.end(), [](int64_t size) { return size < 0; });
+  return negative ? -1 : tensor_bytes(tensor.shape, dtype_size(tensor.dtype));
+}
+
+void check_data(const std::string& path, const TensorEntry& tensor,
+                std::span<const std::byte> data) {
+  const int64_t bytes = entry_bytes(tensor);
+  AMOEBA_CHECK(bytes >= 0 && static_cast<uint64_t>(bytes) == data.size(), "write safetensors '",
+               path, "': tensor '", printable(tensor.name), "': data has ", data.size(), " bytes, ",
+               tensor.dtype, " ", shape_text(tensor.shape), " does not");
+}
+
 // Checks the tensors and gives the padded JSON text.
 std::string make_header(const std::string& path, std::span<const TensorEntry> tensors,
                         const std::vector<std::pair<std::string, std::string>>& metadata) {
@@ -279,11 +294,8 @@ std::string make_header(const std::string& path, std::span<const TensorEntry> te
     const int64_t element_bytes = dtype_size(tensor.dtype);
     AMOEBA_CHECK(element_bytes > 0, where, "dtype '", printable(tensor.dtype),
                  "' is not supported");
-    const bool negative = std::any_of(tensor.shape.begin(), tensor.shape.end(),
-                                      [](int64_t size) { return size < 0; });
-    const int64_t bytes = negative ? -1 : tensor_bytes(tensor.shape, element_bytes);
-    AMOEBA_CHECK(bytes >= 0 && static_cast<uint64_t>(bytes) == tensor.data.size(), where,
-                 "data has ", tensor.data.size(), " bytes, ", tensor.dtype, " ",
+    const int64_t bytes = entry_bytes(tensor);
+    AMOEBA_CHECK(bytes >= 0, where, "data has ", tensor.data.size(), " bytes, ", tensor.dtype, " ",
                  shape_text(tensor.shape), " does not");
     std::string shape;
     for (int64_t size : tensor.shape) shape += cat(shape.empty() ? "" : ",", size);
@@ -299,6 +311,19 @@ std::string make_header(const std::string& path, std::span<const TensorEntry> te
   return header;
 }
 
+void write_tensors(FileSystem& files, const std::string& path, const std::string& header,
+                   std::span<const TensorEntry> tensors, const TensorDataOf& data_of) {
+  std::string start(kLengthBytes, '\0');
+  for (size_t i = 0; i < kLengthBytes; ++i) start[i] = static_cast<char>(header.size() >> (8 * i));
+  start += header;
+
+  const std::unique_ptr<WritableFile> file = files.create(path);
+  file->write(start);
+  for (const TensorEntry& tensor : tensors) file->write(data_of(tensor));
+  file->sync();
+  file->close();
+}
+
 }  // namespace
 
 int64_t dtype_size(const std::string& dtype) {
@@ -312,15 +337,20 @@ void write_safetensors(FileSystem& files, const std::string& path,
                        std::span<const TensorEntry> tensors,
                        const std::vector<std::pair<std::string, std::string>>& metadata) {
   const std::string header = make_header(path, tensors, metadata);
-  std::string start(kLengthBytes, '\0');
-  for (size_t i = 0; i < kLengthBytes; ++i) start[i] = static_cast<char>(header.size() >> (8 * i));
-  start += header;
+  for (const TensorEntry& tensor : tensors) check_data(path, tensor, tensor.data);
+  write_tensors(files, path, header, tensors,
+                [](const TensorEntry& tensor) { return tensor.data; });
+}
 
-  const std::unique_ptr<WritableFile> file = files.create(path);
-  file->write(start);
-  for (const TensorEntry& tensor : tensors) file->write(tensor.data);
-  file->sync();
-  file->close();
+void write_safetensors(FileSystem& files, const std::string& path,
+                       std::span<const TensorEntry> tensors, const TensorDataOf& data_of,
+                       const std::vector<std::pair<std::string, std::string>>& metadata) {
+  const std::string header = make_header(path, tensors, metadata);
+  write_tensors(files, path, header, tensors, [&](const TensorEntry& tensor) {
+    const std::span<const std::byte> data = data_of(tensor);
+    check_data(path, tensor, data);
+    return data;
+  });
 }
 
 SafetensorsFile read_safetensors(FileSystem& files, const std::string& path) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,6 +30,13 @@ int64_t dtype_size(const std::string& dtype);
 // then syncs it. The header is padded with spaces so that data starts at a multiple of 8.
 void write_safetensors(FileSystem& files, const std::string& path,
                        std::span<const TensorEntry> tensors,
+                       const std::vector<std::pair<std::string, std::string>>& metadata);
+
+// The same with bytes that exist one tensor at a time: the entries' data is not read, `data_of` is
+// called once for each in order, and what it returns is written before the next call.
+using TensorDataOf = std::function<std::span<const std::byte>(const TensorEntry& tensor)>;
+void write_safetensors(FileSystem& files, const std::string& path,
+                       std::span<const TensorEntry> tensors, const TensorDataOf& data_of,
                        const std::vector<std::pair<std::string, std::string>>& metadata);
 
 // A mapped file; the entries' data points into it and lives as long as it does.

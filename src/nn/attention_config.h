@@ -27,11 +27,14 @@ struct AttentionConfig {
   RopeConfig rope;               // rope.head_dim: head_dim, or qk_rope_head_dim
   double yarn_mscale = 1.0;      // see yarn_attention_factor; MLA only
   bool qk_norm = false;          // RMSNorm of every query and key head before the rotation
+  bool qk_norm_whole = false;    // of all heads of a token together instead
   double norm_eps = 1e-5;
+  double latent_norm_eps = 0.0;  // of the norms inside latent attention; 0: norm_eps
 
   // Widths of a head as the attention product sees it.
   int64_t key_dim() const { return mla ? mla->qk_nope_head_dim + mla->qk_rope_head_dim : head_dim; }
   int64_t value_dim() const { return mla ? mla->v_head_dim : head_dim; }
+  double latent_eps() const { return latent_norm_eps != 0.0 ? latent_norm_eps : norm_eps; }
 };
 
 // Error(kUsage) for sizes that do not fit together.

@@ -23,8 +23,10 @@ GroupedQueryAttention::GroupedQueryAttention(const AttentionConfig& config,
   wo_ = store.declare(prefix + ".wo.weight", {config.dim, q_rows},
                       truncated_normal_init(init.output_std), true);
   if (config.qk_norm) {
-    q_norm_ = store.declare(prefix + ".q_norm.weight", {config.head_dim}, ones_init(), false, true);
-    k_norm_ = store.declare(prefix + ".k_norm.weight", {config.head_dim}, ones_init(), false, true);
+    const int64_t q_size = config.qk_norm_whole ? q_rows : config.head_dim;
+    const int64_t k_size = config.qk_norm_whole ? kv_rows : config.head_dim;
+    q_norm_ = store.declare(prefix + ".q_norm.weight", {q_size}, ones_init(), false, true);
+    k_norm_ = store.declare(prefix + ".k_norm.weight", {k_size}, ones_init(), false, true);
   }
 }
 
@@ -33,13 +35,14 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   const int64_t hd = config_.head_dim, heads = config_.num_heads, kv_heads = config_.num_kv_heads;
   const auto parts =
       split_columns(linear(hidden, *wqkv_), {heads * hd, kv_heads * hd, kv_heads * hd});
-  at::Tensor q = parts[0].view({-1, heads, hd});
-  at::Tensor k = parts[1].view({-1, kv_heads, hd});
+  at::Tensor q = parts[0], k = parts[1];  // [T, heads*hd], [T, kv heads*hd]
   const at::Tensor v = parts[2].view({-1, kv_heads, hd});
   if (config_.qk_norm) {
-    q = rms_norm(q, *q_norm_, config_.norm_eps);
-    k = rms_norm(k, *k_norm_, config_.norm_eps);
+    q = rms_norm(q.view({-1, q_norm_->shape[0]}), *q_norm_, config_.norm_eps);
+    k = rms_norm(k.view({-1, k_norm_->shape[0]}), *k_norm_, config_.norm_eps);
   }
+  q = q.view({-1, heads, hd});
+  k = k.view({-1, kv_heads, hd});
   q = rope(q, table, layout.positions);
   k = rope(k, table, layout.positions);
   const double scale = 1.0 / std::sqrt(static_cast<double>(hd));

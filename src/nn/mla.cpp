@@ -104,7 +104,7 @@ LatentAttention::LatentAttention(const AttentionConfig& config, const std::strin
 
 at::Tensor LatentAttention::queries(const at::Tensor& hidden) const {
   if (wq_ != nullptr) return linear(hidden, *wq_);
-  return linear(rms_norm(linear(hidden, *wq_a_), *q_norm_, config_.norm_eps), *wq_b_);
+  return linear(rms_norm(linear(hidden, *wq_a_), *q_norm_, config_.latent_eps()), *wq_b_);
 }
 
 at::Tensor LatentAttention::forward(const at::Tensor& hidden, const SequenceLayout& layout,
@@ -116,7 +116,7 @@ at::Tensor LatentAttention::forward(const at::Tensor& hidden, const SequenceLayo
   const auto latent =
       split_columns(linear(hidden, *wkv_a_), {mla.kv_lora_rank, mla.qk_rope_head_dim});
   const at::Tensor k_rope = rope(latent[1].unsqueeze(1), table, layout.positions).squeeze(1);
-  const at::Tensor kv = linear(rms_norm(latent[0], *kv_norm_, config_.norm_eps), *wkv_b_);
+  const at::Tensor kv = linear(rms_norm(latent[0], *kv_norm_, config_.latent_eps()), *wkv_b_);
   const auto parts = KeysAndValues::apply(kv.view({-1, heads, nope + mla.v_head_dim}), k_rope, nope,
                                           value_width(q, mla.v_head_dim));
   return linear(causal_attention(q, parts[0], parts[1], mla.v_head_dim, scale_, layout, cache),

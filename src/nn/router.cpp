@@ -54,8 +54,9 @@ at::Tensor choose_experts(const RouterConfig& config, const at::Tensor& choice) 
         .view({tokens, top_k});
   }
   if (config.num_groups == 0) return select_experts(choice, top_k);
-  return select_experts(limit_to_groups(choice, config.num_groups, config.num_limited_groups),
-                        top_k);
+  return select_experts(
+      limit_to_groups(choice, config.num_groups, config.num_limited_groups, config.num_group_best),
+      top_k);
 }
 
 // ids [...] -> [..., E]: which expert each is.
@@ -118,12 +119,13 @@ at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts) {
       .narrow(0, 0, num_experts);
 }
 
-at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups,
-                           int64_t num_limited_groups) {
+at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups, int64_t num_limited_groups,
+                           int64_t num_group_best) {
   const int64_t tokens = choice.size(0), group_size = choice.size(1) / num_groups;
   const at::Tensor groups =
       replace_nan(choice.detach()).clamp_min(kLowest).reshape({tokens, num_groups, group_size});
-  const at::Tensor group_scores = std::get<0>(at::topk(groups, 2, -1)).sum(-1);  // [T, G]
+  const at::Tensor group_scores =
+      std::get<0>(at::topk(groups, num_group_best, -1)).sum(-1);  // [T, G]
   const at::Tensor best = select_experts(group_scores, num_limited_groups);
   const at::Tensor is_limited_out =
       at::ones_like(group_scores, at::kBool).scatter_(1, best, false).unsqueeze(2);
@@ -154,6 +156,8 @@ void check_router_config(const RouterConfig& config) {
                  " experts, want at least 2 experts a group");
     candidates = limited * (experts / groups);
   }
+  AMOEBA_CHECK(config.num_group_best == 1 || config.num_group_best == 2,
+               "router: num_group_best is ", config.num_group_best, ", want 1 or 2");
   const int64_t least = groups == 0 ? 0 : 1;
   AMOEBA_CHECK(limited >= least && limited <= groups, "router: num_limited_groups is ", limited,
                ", want ", least, " to num_groups, which is ", groups);

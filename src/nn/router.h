@@ -25,7 +25,8 @@ struct RouterConfig {
   // chosen. 0: off.
   int64_t num_groups = 0;
   int64_t num_limited_groups = 0;
-  bool route_norm = false;  // selected scores divided by their sum
+  int64_t num_group_best = 2;  // experts, the best, whose scores make a group's (DeepSeek-V2: 1)
+  bool route_norm = false;     // selected scores divided by their sum
   double route_scale = 1.0;
   // Benchmarks only: slot t*K + k goes to expert (t*K + k) mod E, whatever the scores, which are
   // still gathered at these ids.
@@ -50,10 +51,10 @@ struct RouterOutput {
 at::Tensor select_experts(const at::Tensor& choice, int64_t top_k);
 
 // choice [T, E] fp32 -> the same with -inf outside each row's best groups. A group's score is the
-// sum of its two best choices; equal groups: the lower one. NaN and -inf count, and come back, as
-// the lowest finite value, so that an expert inside always ranks above one outside.
-at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups,
-                           int64_t num_limited_groups);
+// sum of its `num_group_best` best choices; equal groups: the lower one. NaN and -inf count, and
+// come back, as the lowest finite value, so that an expert inside always ranks above one outside.
+at::Tensor limit_to_groups(const at::Tensor& choice, int64_t num_groups, int64_t num_limited_groups,
+                           int64_t num_group_best = 2);
 
 // Rows per expert [E] int64 of ids in [0, E]; E (skipped slots) is not counted. No host read.
 at::Tensor count_experts(const at::Tensor& expert_ids, int64_t num_experts);

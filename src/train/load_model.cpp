@@ -1,37 +1,32 @@
 #include "train/load_model.h"
 
 #include "amoeba/error.h"
+#include "formats/hf_folder.h"
 #include "train/device.h"
 #include "train/model_config.h"
-#include "train/plain/checkpoint.h"
+#include "train/plain/config_layers.h"
+#include "train/plain/model_source.h"
+#include "train/start_weights.h"
 #include "train/state.h"
 
 namespace amoeba::train {
 
 namespace {
 
-Checkpoint open_checkpoint(FileSystem& files, const std::string& path, const LogSink& log) {
-  AMOEBA_CHECK_KIND(kData, files.is_directory(path), "checkpoint: '", path,
-                    "' is not a folder; want a run's folder or one of its checkpoints");
-  if (files.exists(path + "/manifest.json")) return load_checkpoint(files, path);
-  LatestCheckpoint latest = load_latest_checkpoint(files, path);
-  for (const std::string& reason : latest.skipped) {
-    log(LogLevel::kWarning, cat("checkpoint: passed over ", reason));
+// The folder's configuration, at the length that its model is meant for.
+RunConfig hugging_face_config(FileSystem& files, const std::string& path, const LogSink& log) {
+  std::vector<std::pair<std::string, std::string>> overrides = {{"model.from", path}};
+  if (!files.exists(path + "/tokenizer.json")) {
+    overrides.emplace_back("data.tokenizer", "bytes");
+    log(LogLevel::kWarning, cat("'", path, "' holds no tokenizer.json: a token is a byte"));
   }
-  AMOEBA_CHECK_KIND(kData, latest.checkpoint.has_value(), "checkpoint: none in '", path,
-                    "'; want a run's folder or one of its checkpoints");
-  return std::move(*latest.checkpoint);
+  RunConfig config = load_config(files, {}, overrides)->config;
+  config.training.seq_len = config.model.rope_max_seq_len;
+  config.training.local_batch_size = 1;
+  return config;
 }
 
-}  // namespace
-
-LoadedModel load_model(FileSystem& files, const std::string& path, const LoadModelOptions& options,
-                       const LogSink& log) {
-  const Checkpoint checkpoint = open_checkpoint(files, path, log);
-  LoadedModel loaded;
-  loaded.folder = checkpoint.folder;
-  loaded.step = checkpoint.step;
-  make_schema(loaded.config).apply(checkpoint.config, checkpoint.folder + "/manifest.json: config");
+void build(LoadedModel& loaded, FileSystem& files, const LoadModelOptions& options) {
   if (!options.compute_backend.empty()) loaded.config.moe.compute_backend = options.compute_backend;
   set_num_threads(options.num_threads);
   loaded.tokenizer = formats::make_tokenizer(files, loaded.config.data.tokenizer);
@@ -39,6 +34,26 @@ LoadedModel load_model(FileSystem& files, const std::string& path, const LoadMod
       make_model_config(loaded.config, loaded.tokenizer->vocab_size()),
       resolve_device(options.device), resolve_dtype(loaded.config.training.dtype),
       static_cast<uint64_t>(loaded.config.training.seed));
+}
+
+}  // namespace
+
+LoadedModel load_model(FileSystem& files, const std::string& path, const LoadModelOptions& options,
+                       const LogSink& log) {
+  LoadedModel loaded;
+  if (formats::is_hf_folder(files, path)) {
+    loaded.folder = path;
+    loaded.config = hugging_face_config(files, path, log);
+    check_config(loaded.config);
+    build(loaded, files, options);
+    load_start_weights(files, loaded.config, *loaded.model, log);
+    return loaded;
+  }
+  const Checkpoint checkpoint = open_checkpoint(files, path, log);
+  loaded.folder = checkpoint.folder;
+  loaded.step = checkpoint.step;
+  make_schema(loaded.config).apply(checkpoint.config, checkpoint.folder + "/manifest.json: config");
+  build(loaded, files, options);
   load_entries(checkpoint.weights, weight_tensors(*loaded.model), checkpoint.folder);
   loaded.model->store().refresh_compute();
   return loaded;

@@ -26,8 +26,9 @@ struct LoadModelOptions {
   std::string compute_backend;  // empty: as the run was configured
 };
 
-// `path`: a checkpoint's folder, or a run's folder: its newest checkpoint that verifies. What is
-// passed over goes to `log`. Error(kData) when there is none.
+// `path`: a checkpoint's folder, a run's folder (its newest checkpoint that verifies), or a Hugging
+// Face folder, at the context length of its config.json. What is passed over goes to `log`.
+// Error(kData) when there is none.
 LoadedModel load_model(FileSystem& files, const std::string& path, const LoadModelOptions& options,
                        const LogSink& log);
 

@@ -9,6 +9,7 @@
 #include "train/plain/axis.h"
 #include "train/plain/plain_text.h"
 #include "train/setup.h"
+#include "train/start_weights.h"
 #include "train/train_step.h"
 
 namespace amoeba::train {
@@ -52,6 +53,7 @@ LrFinderResult find_lr(const RunConfig& run_config, const formats::Schema& schem
   check_config(run_config);
   const RunConfig config = without_ramp(run_config);
   Setup setup(context.files, config);
+  load_start_weights(context.files, config, setup.model, context.log);
   LrCurve curve;
   LrFinderResult result;
   result.report.end = sweep_rates(setup, sweep, context, curve);

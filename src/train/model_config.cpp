@@ -13,6 +13,7 @@ nn::AttentionConfig make_attention_config(const ModelSection& model, int64_t seq
   out.dim = model.dim;
   out.num_heads = model.num_heads;
   out.norm_eps = model.norm_eps;
+  out.latent_norm_eps = model.latent_norm_eps;
   if (model.attention == "mla") {
     out.mla = nn::MlaConfig{model.q_lora_rank, model.kv_lora_rank, model.qk_nope_head_dim,
                             model.qk_rope_head_dim, model.v_head_dim};
@@ -21,6 +22,7 @@ nn::AttentionConfig make_attention_config(const ModelSection& model, int64_t seq
     out.num_kv_heads = model.num_kv_heads;
     out.head_dim = model.head_dim != 0 ? model.head_dim : model.dim / model.num_heads;
     out.qk_norm = model.qk_norm;
+    out.qk_norm_whole = model.qk_norm_scope == "projection";
     out.rope.head_dim = out.head_dim;
   }
   out.rope.theta = model.rope_theta;
@@ -67,6 +69,7 @@ nn::ModelConfig make_model_config(const RunConfig& config, int64_t tokenizer_voc
       moe.score_function == "sigmoid" ? nn::ScoreFunction::kSigmoid : nn::ScoreFunction::kSoftmax;
   out.moe.router.num_groups = moe.num_groups;
   out.moe.router.num_limited_groups = moe.num_limited_groups;
+  out.moe.router.num_group_best = moe.group_score == "best" ? 1 : 2;
   out.moe.router.route_norm = moe.route_norm;
   out.moe.router.route_scale = moe.route_scale;
   out.moe.router.force_balance = moe.force_balance;

@@ -23,6 +23,7 @@
 #include "train/profiler.h"
 #include "train/resume.h"
 #include "train/setup.h"
+#include "train/start_weights.h"
 #include "train/step_record.h"
 #include "train/train_step.h"
 
@@ -97,6 +98,8 @@ void Run::start() {
     step_ = checkpoint->step;
     saved_step_ = step_;
     checkpoint_ = checkpoint->folder;
+  } else {
+    load_start_weights(context_.files, config_, setup_.model, context_.log);
   }
   context_.files.create_directories(folder);
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));

@@ -17,6 +17,7 @@ struct Shape {
   int64_t heads, kv_heads;
   bool qk_norm;
   std::vector<nn::Segment> segments;
+  bool qk_norm_whole = false;
 };
 
 constexpr int64_t kDim = 24, kHeadDim = 8;
@@ -28,6 +29,7 @@ nn::AttentionConfig config_of(const Shape& shape) {
   config.num_kv_heads = shape.kv_heads;
   config.head_dim = config.rope.head_dim = kHeadDim;
   config.qk_norm = shape.qk_norm;
+  config.qk_norm_whole = shape.qk_norm_whole;
   return config;
 }
 
@@ -72,6 +74,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionShapes,
                          testing::Values(Shape{"mha", 3, 3, false, {}},
                                          Shape{"gqa", 4, 2, false, {}},
                                          Shape{"mqa_qk_norm", 4, 1, true, {}},
+                                         Shape{"gqa_whole_qk_norm", 4, 2, true, {}, true},
                                          Shape{"documents", 4, 2, false, kDocuments},
                                          Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
                          [](const auto& row) { return row.param.name; });

@@ -149,7 +149,10 @@ inline at::Tensor plain_grouped(const at::Tensor& x, const std::vector<at::Tenso
   at::Tensor q = plain_heads(x, in[next], config.num_heads);
   at::Tensor k = plain_heads(x, in[next + 1], config.num_kv_heads);
   const at::Tensor v = plain_heads(x, in[next + 2], config.num_kv_heads);
-  if (config.qk_norm) {
+  if (config.qk_norm && config.qk_norm_whole) {
+    q = plain_norm(q.flatten(1), in[next + 4]).view_as(q);
+    k = plain_norm(k.flatten(1), in[next + 5]).view_as(k);
+  } else if (config.qk_norm) {
     q = plain_norm(q, in[next + 4]);
     k = plain_norm(k, in[next + 5]);
   }

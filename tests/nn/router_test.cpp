@@ -118,6 +118,18 @@ TEST(LimitToGroups, AGroupIsWorthItsTwoBestAndEqualOnesGoToTheLower) {
   EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 3), choice));
 }
 
+// DeepSeek-V2's rule (section 2.2.2): a group is worth its best expert.
+TEST(LimitToGroups, AGroupIsWorthItsBest) {
+  const float out = -kInfinity;
+  const at::Tensor choice =
+      at::tensor({0.9f, 0.0f, 0.0f, 0.5f, 0.5f, 0.4f, 0.2f, 0.3f, 0.3f}).view({1, 9});
+  const at::Tensor one = at::tensor({0.9f, 0.0f, 0.0f, out, out, out, out, out, out}).view({1, 9});
+  const at::Tensor two =
+      at::tensor({0.9f, 0.0f, 0.0f, 0.5f, 0.5f, 0.4f, out, out, out}).view({1, 9});
+  EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 1, /*num_group_best=*/1), one));
+  EXPECT_TRUE(at::equal(nn::limit_to_groups(choice, 3, 2, /*num_group_best=*/1), two));
+}
+
 TEST(LimitToGroups, AnExpertOutsideNeverBeatsOneInside) {
   // Groups {1, NaN, NaN}, {NaN, NaN, NaN}, {NaN, -inf, 2}: the first and the last are kept, and
   // their NaN and -inf rank above the whole group between them.

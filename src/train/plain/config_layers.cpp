@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "formats/value.h"
 #include "train/plain/flavors.h"
+#include "train/plain/model_source.h"
 
 namespace amoeba::train {
 namespace {
@@ -138,6 +139,7 @@ std::unique_ptr<LoadedConfig> load_config(
     }
   }
   for (const auto& [path, text] : overrides) loaded->schema.apply_override(path, text);
+  apply_model_source(files, *loaded);
   return loaded;
 }
 

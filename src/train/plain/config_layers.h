@@ -39,10 +39,10 @@ struct LoadedConfig {
   formats::Schema schema;
 };
 
-// Defaults, then `layers` in order, then `overrides`; the last one wins. A layer without a '/' that
-// does not end in .toml or .json names a preset, or a flavor, which sets model.* and moe.* only;
-// any other is a file. Keys are checked one by one (Error(kUsage) with the file and its position);
-// check_config() is left to the caller.
+// Defaults, then what model.from says, then `layers` in order, then `overrides`; the last one wins.
+// A layer without a '/' that does not end in .toml or .json names a preset, or a flavor, which sets
+// model.* and moe.* only; any other is a file. Keys are checked one by one (Error(kUsage) with the
+// file and its position); check_config() is left to the caller.
 std::unique_ptr<LoadedConfig> load_config(
     FileSystem& files, const std::vector<std::string>& layers,
     const std::vector<std::pair<std::string, std::string>>& overrides);

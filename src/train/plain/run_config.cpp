@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "amoeba/error.h"
+#include "base/text.h"
 #include "train/plain/schedule.h"
 
 namespace amoeba::train {
@@ -19,6 +20,16 @@ constexpr double kMaxSteps = 1e9;
 // ---- Keys ---------------------------------------------------------------------------------------
 
 void add_model_keys(Schema& schema, ModelSection& model) {
+  schema.add({.path = "model.from",
+              .field = &model.from,
+              .doc = "What training starts from: a Hugging Face folder, a run's folder or a "
+                     "checkpoint's, which sets model and moe too; empty: random weights."});
+  schema.add({.path = "model.upcycle",
+              .field = &model.upcycle,
+              .doc = "How the dense networks of model.from become experts; copy: each expert is "
+                     "the network; granular: each is a slice of it; none: model.from has its "
+                     "layers already.",
+              .choices = {"none", "copy", "granular"}});
   schema.add({.path = "model.vocab_size",
               .field = &model.vocab_size,
               .doc = "Rows of the embedding; 0: the tokenizer's, rounded up to a multiple of 8.",
@@ -69,6 +80,11 @@ void add_model_keys(Schema& schema, ModelSection& model) {
       {.path = "model.qk_norm",
        .field = &model.qk_norm,
        .doc = "gqa: normalises each query and key head (RMSNorm) before the rotary embedding."});
+  schema.add({.path = "model.qk_norm_scope",
+              .field = &model.qk_norm_scope,
+              .doc = "What model.qk_norm normalises: head, each head by itself, or projection, all "
+                     "heads of a token together.",
+              .choices = {"head", "projection"}});
   schema.add({.path = "model.q_lora_rank",
               .field = &model.q_lora_rank,
               .doc = "mla: width that queries pass through; 0: straight from the hidden state.",
@@ -137,6 +153,10 @@ void add_model_keys(Schema& schema, ModelSection& model) {
               .doc = "Added to the mean square in every RMSNorm.",
               .minimum = 0,
               .minimum_exclusive = true});
+  schema.add({.path = "model.latent_norm_eps",
+              .field = &model.latent_norm_eps,
+              .doc = "mla: the same in the norms of the narrow vectors; 0: model.norm_eps.",
+              .minimum = 0});
   schema.add({.path = "model.tie_embeddings",
               .field = &model.tie_embeddings,
               .doc = "Uses the embedding's weights for the output projection too."});
@@ -198,6 +218,10 @@ void add_moe_keys(Schema& schema, MoeSection& moe) {
        .doc = "Groups, the best, that the experts of a token come from; 0 without moe.num_groups.",
        .minimum = 0,
        .maximum = kMaxSize});
+  schema.add({.path = "moe.group_score",
+              .field = &moe.group_score,
+              .doc = "What ranks a group: the sum of its best_two scores, or its best one.",
+              .choices = {"best_two", "best"}});
   schema.add(
       {.path = "moe.force_balance",
        .field = &moe.force_balance,
@@ -516,6 +540,35 @@ void check_model(const ModelSection& model, int64_t seq_len) {
                " and model.rope_factor is ", model.rope_factor, ", want a base above 1 to stretch");
 }
 
+// Where the settings below hold, a token's weights sum to what the start weights expect, so that
+// the model computes what the dense one did.
+void check_upcycle(const ModelSection& model, const MoeSection& moe) {
+  if (model.upcycle == "none") return;
+  const auto want = [&](bool good, const char* path, const auto& got, const char* wanted) {
+    AMOEBA_CHECK(good, "configuration: model.upcycle is '", model.upcycle, "' and ", path, " is ",
+                 got, ", want ", wanted, ": the loss would not start at the dense model's");
+  };
+  want(model.num_dense_layers < model.num_layers, "model.num_dense_layers", model.num_dense_layers,
+       "fewer than model.num_layers");
+  want(moe.route_norm, "moe.route_norm", "false", "true");
+  want(moe.num_shared_experts == 0, "moe.num_shared_experts", moe.num_shared_experts, "0");
+  want(!moe.score_before_experts, "moe.score_before_experts", "true", "false");
+  want(!moe.force_balance, "moe.force_balance", "true", "false");
+  if (model.upcycle == "copy") {
+    want(moe.hidden_dim == model.dense_hidden_dim, "moe.hidden_dim", moe.hidden_dim,
+         cat(model.dense_hidden_dim, ", the dense network's").c_str());
+    return;
+  }
+  want(model.dense_hidden_dim % moe.hidden_dim == 0 && moe.hidden_dim < model.dense_hidden_dim,
+       "moe.hidden_dim", moe.hidden_dim,
+       cat("a part of ", model.dense_hidden_dim, ", the dense network's").c_str());
+  const int64_t slices = model.dense_hidden_dim / moe.hidden_dim;
+  const std::string multiple = cat("a multiple of ", slices, ", the slices of the dense network");
+  want(moe.num_experts % slices == 0, "moe.num_experts", moe.num_experts, multiple.c_str());
+  want(moe.top_k % slices == 0, "moe.top_k", moe.top_k, multiple.c_str());
+  want(moe.num_groups == 0, "moe.num_groups", moe.num_groups, "0");
+}
+
 void check_moe(const MoeSection& moe) {
   AMOEBA_CHECK(moe.top_k <= moe.num_experts, "configuration: moe.top_k is ", moe.top_k,
                " and moe.num_experts is ", moe.num_experts,
@@ -592,6 +645,7 @@ void check_config(const RunConfig& config) {
   AMOEBA_CHECK(!config.run.folder.empty(), "configuration: run.folder is empty, want a path");
   check_model(config.model, config.training.seq_len);
   check_moe(config.moe);
+  check_upcycle(config.model, config.moe);
   global_batch_size(config.training, 0);  // checks its keys
   check_data(config.data);
   check_checkpoint(config.checkpoint);

@@ -15,7 +15,9 @@ struct RunSection {
 };
 
 struct ModelSection {
-  int64_t vocab_size = 0;  // 0: the tokenizer's, rounded up to a multiple of 8
+  std::string from;              // folder whose weights training starts from; empty: random ones
+  std::string upcycle = "none";  // none | copy | granular
+  int64_t vocab_size = 0;        // 0: the tokenizer's, rounded up to a multiple of 8
   int64_t dim = 128;
   int64_t num_layers = 4;
   int64_t num_dense_layers = 0;   // the first ones, without experts
@@ -25,7 +27,8 @@ struct ModelSection {
   int64_t num_kv_heads = 2;
   int64_t head_dim = 0;  // 0: dim / num_heads
   bool qk_norm = false;
-  int64_t q_lora_rank = 0;  // this and the next four: mla only; 0: no low-rank query
+  std::string qk_norm_scope = "head";  // head | projection
+  int64_t q_lora_rank = 0;             // this and the next four: mla only; 0: no low-rank query
   int64_t kv_lora_rank = 512;
   int64_t qk_nope_head_dim = 128;
   int64_t qk_rope_head_dim = 64;
@@ -38,6 +41,7 @@ struct ModelSection {
   int64_t rope_max_seq_len = 0;  // 0: training.seq_len
   double rope_mscale = 1.0;
   double norm_eps = 1e-5;
+  double latent_norm_eps = 0.0;  // mla; 0: norm_eps
   bool tie_embeddings = true;
   double init_std = 0.02;           // of the linear maps
   double embedding_init_std = 0.0;  // 0: 0.02 when tied, 1 when not
@@ -53,7 +57,8 @@ struct MoeSection {
   std::string score_function = "softmax";  // softmax | sigmoid
   int64_t num_groups = 0;                  // node-limited routing; 0: off
   int64_t num_limited_groups = 0;
-  bool force_balance = false;  // benchmarks: round-robin ids
+  std::string group_score = "best_two";  // best_two | best
+  bool force_balance = false;            // benchmarks: round-robin ids
   bool score_before_experts = false;
   double balance_coeff = 1e-3;   // step of the bias balancing; 0: off
   double aux_loss_coeff = 1e-2;  // auxiliary load-balance loss; 0: off
