@@ -51,7 +51,7 @@ struct Product {
     Vec sums[kRows][kVectors];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int64_t v = 0; v < kVectors; ++v) sums[i][v] = Vec{};
     }
     for (int64_t s = 0; s < num_segments; ++s) {
@@ -60,14 +60,14 @@ struct Product {
 #pragma GCC unroll 2
       for (int64_t k = 0; k < count; ++k) {
         Vec vectors[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int64_t v = 0; v < kVectors; ++v) {
           vectors[v] = V::template load<Vec>(b + v * static_cast<int64_t>(sizeof(Vec)));
         }
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kRows; ++i) {
           const Vec unit = V::fill(V::template load<float>(a + i * left.stride));
-#pragma GCC unroll 4
+#pragma GCC unroll 6
           for (int64_t v = 0; v < kVectors; ++v) {
             sums[i][v] = F::multiply_add(unit, vectors[v], sums[i][v]);
           }
@@ -78,7 +78,7 @@ struct Product {
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int64_t v = 0; v < kVectors; ++v) {
         float* at = out + i * kWidth + v * kLanes;
         V::store(at, add ? V::template load<Vec>(at) + sums[i][v] : sums[i][v]);
@@ -87,20 +87,16 @@ struct Product {
   }
 
   // A whole strip: kStrip outputs.
+  template <int64_t kVectors = 1>
   static void strip(const Segment* segments, int64_t num_segments, int64_t num_vectors, bool add,
                     Sums& sums) {
-    for (int64_t i = 0; i < kStrip; i += kRows) {
-      float* out = sums.value[i];
-      switch (num_vectors) {
-        case 1:
-          tile<1>(segments, num_segments, i, add, out);
-          break;
-        case 2:
-          tile<2>(segments, num_segments, i, add, out);
-          break;
-        default:
-          tile<3>(segments, num_segments, i, add, out);
+    if constexpr (kVectors < kMaxVectors) {
+      if (num_vectors > kVectors) {
+        return strip<kVectors + 1>(segments, num_segments, num_vectors, add, sums);
       }
+    }
+    for (int64_t i = 0; i < kStrip; i += kRows) {
+      tile<kVectors>(segments, num_segments, i, add, sums.value[i]);
     }
   }
 };
