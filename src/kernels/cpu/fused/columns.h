@@ -1,5 +1,6 @@
-// Products of experts with few rows whose weights lie with outputs side by side, which reading them
-// limits: weights are the vector operand as they come, the rows are broadcast from their panel.
+// Products of experts with few rows where the outputs of a weight lie side by side. Reading weights
+// limits them: a vector of weights is multiplied as it comes by the rows, broadcast from their
+// panel.
 #pragma once
 
 #include <cstdint>

@@ -105,30 +105,22 @@ struct WeightGradients {
   }
 
   // target(h, d) = sum over the rows of e of tokens[h][row] * rows[row][d], for strips [s0, s1) of
-  // H. Lines of a gradient are best written one after the other; rows that the second cache cannot
-  // hold stay in the first ones kWidth columns at a time instead.
+  // H; rows pass by kWidth columns at a time, and stay in the caches while strips do.
   static void write(const Pass& p, const Target& target, int64_t e, int64_t s0, int64_t s1,
                     const char* tokens, const char* rows) {
-    const int64_t d_size = p.sizes.model_dim, num_rows = p.offsets[e + 1] - p.offsets[e];
-    if (num_rows == 0 && p.accumulate) return;
-    const auto piece = [&](int64_t s, int64_t d) {
+    const int64_t d_size = p.sizes.model_dim;
+    if (p.first_block[e] == p.first_block[e + 1] && p.accumulate) return;
+    Sums sums;
+    for (int64_t d = 0; d < d_size; d += P::kWidth) {
       const int64_t num_d = d_size - d < P::kWidth ? d_size - d : P::kWidth;
-      Sums sums;
-      sum_rows(p, e, s * kStrip, tokens, rows + d * kUnitBytes, (num_d + kLanes - 1) / kLanes,
-               sums);
-      if (target.dtype == DType::kF32) {
-        store_typed<float>(p, target, s * kStrip, d, sums, num_d);
-      } else {
-        store_typed<Storage>(p, target, s * kStrip, d, sums, num_d);
-      }
-    };
-    if (num_rows / kValues * p.row_stride * kUnitBytes <= p.group_bytes) {
       for (int64_t s = s0; s < s1; ++s) {
-        for (int64_t d = 0; d < d_size; d += P::kWidth) piece(s, d);
-      }
-    } else {
-      for (int64_t d = 0; d < d_size; d += P::kWidth) {
-        for (int64_t s = s0; s < s1; ++s) piece(s, d);
+        sum_rows(p, e, s * kStrip, tokens, rows + d * kUnitBytes, (num_d + kLanes - 1) / kLanes,
+                 sums);
+        if (target.dtype == DType::kF32) {
+          store_typed<float>(p, target, s * kStrip, d, sums, num_d);
+        } else {
+          store_typed<Storage>(p, target, s * kStrip, d, sums, num_d);
+        }
       }
     }
   }
