@@ -28,6 +28,10 @@ struct BFloat16 {
   }
 };
 
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using Half = __fp16;  // GCC 12 has no other name for it in C++ on Arm
+#else
 using Half = _Float16;
+#endif
 
 }  // namespace amoeba::kernels

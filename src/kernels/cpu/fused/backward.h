@@ -24,6 +24,7 @@ struct Backward {
   using Sums = typename P::Sums;
   using Strip = WeightStrip<F>;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = P::kStrip;
   static constexpr int64_t kValues = F::kValuesPerUnit;
   static constexpr int64_t kUnitBytes = P::kUnitBytes;
   static constexpr int64_t kTokenBytes = kUnitBytes / kValues;
@@ -70,7 +71,7 @@ struct Backward {
     for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
       const Vec score = V::template load<Vec>(p.lane_scores + block.lane + v);
       Vec part{};
-      for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
+      for (int64_t i = 0; i < kStrip && first + i < p.sizes.hidden_dim; ++i) {
         float *da = &dhidden.value[i][v], *g = &gate.value[i][v], *u = &up.value[i][v];
         const Vec unweighted = V::template load<Vec>(da);
         const typename W::Activated a =
@@ -81,13 +82,13 @@ struct Backward {
         V::store(g, a.value * score);
       }
       if (p.score_parts == nullptr) continue;
-      float* parts = p.score_parts + first / kLanes * p.sizes.num_rows + block.row;
+      float* parts = p.score_parts + first / kStrip * p.sizes.num_rows + block.row;
       for (int64_t i = 0; i < kLanes && v + i < block.num_rows; ++i) parts[v + i] = part[i];
     }
   }
 
   static void load_saved(const Pass& p, const Block& block, int64_t first, Sums& gate, Sums& up) {
-    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
+    for (int64_t i = 0; i < kStrip && first + i < p.sizes.hidden_dim; ++i) {
       const Storage* g = W::saved_rows(p.saved_gate, p, block, 0, first + i);
       const Storage* u = W::saved_rows(p.saved_gate, p, block, 1, first + i);
       for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
@@ -101,59 +102,58 @@ struct Backward {
     const Pass& p = W::pass_of(context);
     const int64_t num_units = K::num_units(p.sizes.model_dim);
     for_each_strip_range(p.hidden_slices, begin, end, [&](int64_t e, int64_t s0, int64_t s1) {
-      for_each_block_group(p, e, num_units, [&](int64_t b0, int64_t b1) {
-        for (int64_t s = s0; s < s1; ++s) dhidden_strip(p, e, s * kLanes, b0, b1);
+      for_each_block_group(p, e, num_units, [&](Group group) {
+        for (int64_t s = s0; s < s1; ++s) dhidden_strip(p, group, s * kStrip);
       });
     });
   }
-  static void dhidden_strip(const Pass& p, int64_t e, int64_t first, int64_t b0, int64_t b1) {
-    const int64_t num_units = K::num_units(p.sizes.model_dim);
-    Sums da, gate, up;
-    Strip down(
-        W::transposed(W::weights_of(p.weights.down, e, p.sizes.model_dim, p.sizes.hidden_dim)),
-        first);
-    typename W::Strips strips(p, e, first);
-    for (int64_t b = b0; b < b1; ++b) {
-      const Block& block = p.blocks[b];
-      down.multiply(p.dy_panels + block.lane * num_units * kUnitBytes, block.num_lanes / kLanes,
-                    false, da);
-      if (p.saved_gate != nullptr) {
-        load_saved(p, block, first, gate, up);
-      } else {
-        W::pre_activations(p, strips, block, first, gate, up);
-      }
-      differentiate_strip(p, block, first, da, gate, up);
-      R::store_panel(p, block, first, da, p.dgate_panels);
-      R::store_panel(p, block, first, up, p.dup_panels);
-      if (kValues == 2) {
-        R::store_tokens(p, block, first, da, p.dgate_tokens);
-        R::store_tokens(p, block, first, up, p.dup_tokens);
-      }
-      R::store_tokens(p, block, first, gate, p.hidden_tokens);
+  static void dhidden_strip(const Pass& p, Group group, int64_t first) {
+    const int64_t d = p.sizes.model_dim, h = p.sizes.hidden_dim;
+    Sums da[kMaxGroup], gate[kMaxGroup], up[kMaxGroup];
+    const Strip down(W::transposed(W::weights_of(p.weights.down, group.expert, d, h)), first);
+    W::multiply(p, down, group, p.dy_panels, false, da);
+    if (p.saved_gate == nullptr) {
+      W::pre_activations(p, p.weights.gate, p.weights.gate_bias, group, first, gate);
+      W::pre_activations(p, p.weights.up, p.weights.up_bias, group, first, up);
     }
+    for (int64_t b = group.begin; b < group.end; ++b) {
+      const int64_t i = b - group.begin;
+      finish_dhidden(p, p.blocks[b], first, da[i], gate[i], up[i]);
+    }
+  }
+  static void finish_dhidden(const Pass& p, const Block& block, int64_t first, Sums& da, Sums& gate,
+                             Sums& up) {
+    if (p.saved_gate != nullptr) load_saved(p, block, first, gate, up);
+    differentiate_strip(p, block, first, da, gate, up);
+    R::store_panel(p, block, first, da, p.dgate_panels);
+    R::store_panel(p, block, first, up, p.dup_panels);
+    if (kValues == 2) {
+      R::store_tokens(p, block, first, da, p.dgate_tokens);
+      R::store_tokens(p, block, first, up, p.dup_tokens);
+    }
+    R::store_tokens(p, block, first, gate, p.hidden_tokens);
   }
 
   static void dinput(void* context, int64_t begin, int64_t end) {
     const Pass& p = W::pass_of(context);
     const int64_t num_units = K::num_units(p.sizes.hidden_dim);
-    const int64_t d = p.sizes.model_dim, h = p.sizes.hidden_dim;
     for_each_strip_range(p.model_slices, begin, end, [&](int64_t e, int64_t s0, int64_t s1) {
-      for_each_block_group(p, e, 2 * num_units, [&](int64_t b0, int64_t b1) {
-        Sums sums;
-        for (int64_t s = s0; s < s1; ++s) {
-          Strip gate(W::transposed(W::weights_of(p.weights.gate, e, h, d)), s * kLanes);
-          Strip up(W::transposed(W::weights_of(p.weights.up, e, h, d)), s * kLanes);
-          for (int64_t b = b0; b < b1; ++b) {
-            const Block& block = p.blocks[b];
-            const int64_t panel = block.lane * num_units * kUnitBytes;
-            const int64_t num_vectors = block.num_lanes / kLanes;
-            gate.multiply(p.dgate_panels + panel, num_vectors, false, sums);
-            up.multiply(p.dup_panels + panel, num_vectors, true, sums);
-            R::store_rows(p, block, s * kLanes, sums);
-          }
-        }
+      for_each_block_group(p, e, 2 * num_units, [&](Group group) {
+        for (int64_t s = s0; s < s1; ++s) dinput_strip(p, group, s * kStrip);
       });
     });
+  }
+  static void dinput_strip(const Pass& p, Group group, int64_t first) {
+    const int64_t d = p.sizes.model_dim, h = p.sizes.hidden_dim;
+    Sums sums[kMaxGroup];
+    for (int64_t b = group.begin; b < group.end; ++b) R::prefetch_rows(p, p.blocks[b], first);
+    const Strip gate(W::transposed(W::weights_of(p.weights.gate, group.expert, h, d)), first);
+    W::multiply(p, gate, group, p.dgate_panels, false, sums);
+    const Strip up(W::transposed(W::weights_of(p.weights.up, group.expert, h, d)), first);
+    W::multiply(p, up, group, p.dup_panels, true, sums);
+    for (int64_t b = group.begin; b < group.end; ++b) {
+      R::store_rows(p, p.blocks[b], first, sums[b - group.begin]);
+    }
   }
 
   static void combine(void* context, int64_t begin, int64_t end) {

@@ -33,6 +33,7 @@ CpuFeatures detect() {
                     has_all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0) return features;
   features.avx512_bf16 = features.avx512 && has_all(a, bit_AVX512BF16);
+  features.slow_bf16_pairs = __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx;
   return features;
 }
 

@@ -69,7 +69,7 @@ struct Dots {
   // A strip of `num_outputs` outputs; lanes without a row get zeros.
   static void strip(const Storage* weights, int64_t weight_stride, int64_t num_outputs,
                     int64_t num_k, const char* rows, int64_t num_rows, typename P::Sums& sums) {
-    for (int64_t i = 0; i < kLanes; ++i) V::store(sums.value[i], Vec{});
+    for (int64_t i = 0; i < P::kStrip; ++i) V::store(sums.value[i], Vec{});
     const auto run = [&]<int64_t kRows>(std::integral_constant<int64_t, kRows>) {
       constexpr int64_t kOutputs = kRows * 4 <= kLanes ? 4 : 2;
       int64_t i = 0;

@@ -21,19 +21,24 @@ void for_each_strip_range(const Slices& slices, int64_t begin, int64_t end, cons
   }
 }
 
-// Calls body(first block, last block + 1) for groups of an expert's blocks whose panels of
+// Some neighbouring blocks of one expert.
+struct Group {
+  int64_t expert, begin, end;
+};
+
+// Calls body(group) for groups of an expert's blocks whose panels of
 // num_units stay in the second cache while the strips of weights pass by.
+constexpr int64_t kMaxGroup = 8;
 template <typename Body>
 void for_each_block_group(const Pass& p, int64_t expert, int64_t num_units, const Body& body) {
-  constexpr int64_t kCacheBytes = 512 << 10;
   const int64_t end = p.first_block[expert + 1];
   for (int64_t begin = p.first_block[expert]; begin < end;) {
     int64_t last = begin, bytes = 0;
     do {
       bytes += p.blocks[last].num_lanes * num_units * 4;
       ++last;
-    } while (last < end && bytes < kCacheBytes);
-    body(begin, last);
+    } while (last < end && last - begin < kMaxGroup && bytes < p.group_bytes);
+    body(Group{expert, begin, last});
     begin = last;
   }
 }
@@ -49,6 +54,7 @@ struct Forward {
   using Sums = typename P::Sums;
   using Strip = WeightStrip<F>;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = P::kStrip;
 
   static const Pass& pass_of(void* context) { return *static_cast<const Pass*>(context); }
 
@@ -89,25 +95,41 @@ struct Forward {
     }
   }
 
-  // sums = strip times the operand of a block, a panel or rows.
-  static void multiply(Strip& strip, const Block& block, bool as_rows, const char* operand,
-                       Sums& sums) {
-    if (!as_rows) return strip.multiply(operand, block.num_lanes / kLanes, false, sums);
+  // sums[i] (+)= strip times the operands of a group of blocks that lie in `panels`, of as many
+  // units a lane as the sum has.
+  static void multiply(const Pass& p, const Strip& strip, Group group, const char* panels, bool add,
+                       Sums* sums) {
+    const typename Strip::Weights& w = strip.weights();
+    const int64_t num_units = K::num_units(w.num_k);
+    const auto panel_of = [&](int64_t i) {
+      const Block& block = p.blocks[group.begin + i];
+      return Panel{panels + block.lane * num_units * P::kUnitBytes, block.num_lanes * P::kUnitBytes,
+                   block.num_lanes / kLanes};
+    };
+    const Block& first = p.blocks[group.begin];
+    if (Columns<F>::takes(w, strip.first(), first.num_rows)) {  // an expert's only block then
+      Columns<F>::strip(w, strip.first(), panel_of(0), first.num_rows, add, sums[0]);
+    } else {
+      strip.multiply(group.end - group.begin, panel_of, add, sums);
+    }
+  }
+  // The same where blocks of few rows may have their operand as rows.
+  static void multiply_rows(const Pass& p, const Strip& strip, Group group, const char* panels,
+                            bool pass_has_dots, Sums* sums) {
+    const Block& block = p.blocks[group.begin];
+    if (!R::has_dots(pass_has_dots, block)) return multiply(p, strip, group, panels, false, sums);
     const typename Strip::Weights& w = strip.weights();
     const int64_t left = w.num_n - strip.first();
-    Dots<F>::strip(w.data + strip.first() * w.n_stride, w.n_stride, left < kLanes ? left : kLanes,
-                   w.num_k, operand, block.num_rows, sums);
+    Dots<F>::strip(w.data + strip.first() * w.n_stride, w.n_stride, left < kStrip ? left : kStrip,
+                   w.num_k, panels + block.lane * K::num_units(w.num_k) * P::kUnitBytes,
+                   block.num_rows, sums[0]);
   }
 
-  static const char* x_panel(const Pass& p, const Block& block) {
-    return p.x_panels + block.lane * K::num_units(p.sizes.model_dim) * P::kUnitBytes;
-  }
-
-  // Pre-activations of one strip: the products plus their biases.
+  // Adds the biases of a strip.
   static void add_bias(const Matrix& bias, const Block& block, int64_t first, int64_t size,
                        Sums& sums) {
     if (bias.data == nullptr) return;
-    for (int64_t i = 0; i < kLanes && first + i < size; ++i) {
+    for (int64_t i = 0; i < kStrip && first + i < size; ++i) {
       const Vec value = V::fill(R::bias_of(bias, block.expert, first + i));
       for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
         float* at = &sums.value[i][v];
@@ -116,19 +138,15 @@ struct Forward {
     }
   }
 
-  struct Strips {
-    Strip gate, up;
-    Strips(const Pass& p, int64_t e, int64_t first)
-        : gate(weights_of(p.weights.gate, e, p.sizes.hidden_dim, p.sizes.model_dim), first),
-          up(weights_of(p.weights.up, e, p.sizes.hidden_dim, p.sizes.model_dim), first) {}
-  };
-  static void pre_activations(const Pass& p, Strips& strips, const Block& block, int64_t first,
-                              Sums& gate, Sums& up) {
-    const bool as_rows = R::has_dots(p.gate_up_dots, block);
-    multiply(strips.gate, block, as_rows, x_panel(p, block), gate);
-    multiply(strips.up, block, as_rows, x_panel(p, block), up);
-    add_bias(p.weights.gate_bias, block, first, p.sizes.hidden_dim, gate);
-    add_bias(p.weights.up_bias, block, first, p.sizes.hidden_dim, up);
+  // Gate or up of one strip: the products plus their biases.
+  static void pre_activations(const Pass& p, const Matrix& weights, const Matrix& bias, Group group,
+                              int64_t first, Sums* sums) {
+    const Strip strip(weights_of(weights, group.expert, p.sizes.hidden_dim, p.sizes.model_dim),
+                      first);
+    multiply_rows(p, strip, group, p.x_panels, p.gate_up_dots, sums);
+    for (int64_t b = group.begin; b < group.end; ++b) {
+      add_bias(bias, p.blocks[b], first, p.sizes.hidden_dim, sums[b - group.begin]);
+    }
   }
 
   // Where rows [first, ...) of the saved gate (which = 0) or up (1) of a block lie: [lanes] each.
@@ -141,7 +159,7 @@ struct Forward {
   // Replaces gate by the activation, and keeps both for backward.
   static void activate_strip(const Pass& p, const Block& block, int64_t first, Sums& gate,
                              const Sums& up) {
-    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
+    for (int64_t i = 0; i < kStrip && first + i < p.sizes.hidden_dim; ++i) {
       for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
         const Vec g = V::template load<Vec>(&gate.value[i][v]);
         const Vec u = V::template load<Vec>(&up.value[i][v]);
@@ -158,44 +176,47 @@ struct Forward {
     const Pass& p = pass_of(context);
     const int64_t num_units = K::num_units(p.sizes.model_dim);
     for_each_strip_range(p.hidden_slices, begin, end, [&](int64_t e, int64_t s0, int64_t s1) {
-      for_each_block_group(p, e, num_units, [&](int64_t b0, int64_t b1) {
-        Sums gate, up;
-        for (int64_t s = s0; s < s1; ++s) {
-          Strips strips(p, e, s * kLanes);
-          for (int64_t b = b0; b < b1; ++b) {
-            const Block& block = p.blocks[b];
-            pre_activations(p, strips, block, s * kLanes, gate, up);
-            activate_strip(p, block, s * kLanes, gate, up);
-            if (R::has_dots(p.down_dots, block)) {
-              R::store_hidden_rows(p, block, s * kLanes, gate, p.hidden_panels);
-            } else {
-              R::store_panel(p, block, s * kLanes, gate, p.hidden_panels);
-            }
-          }
-        }
+      for_each_block_group(p, e, num_units, [&](Group group) {
+        for (int64_t s = s0; s < s1; ++s) gate_up_strip(p, group, s * kStrip);
       });
     });
+  }
+  static void gate_up_strip(const Pass& p, Group group, int64_t first) {
+    Sums gate[kMaxGroup], up[kMaxGroup];
+    pre_activations(p, p.weights.gate, p.weights.gate_bias, group, first, gate);
+    pre_activations(p, p.weights.up, p.weights.up_bias, group, first, up);
+    for (int64_t b = group.begin; b < group.end; ++b) {
+      const Block& block = p.blocks[b];
+      Sums& sums = gate[b - group.begin];
+      activate_strip(p, block, first, sums, up[b - group.begin]);
+      if (R::has_dots(p.down_dots, block)) {
+        R::store_hidden_rows(p, block, first, sums, p.hidden_panels);
+      } else {
+        R::store_panel(p, block, first, sums, p.hidden_panels);
+      }
+    }
   }
 
   static void down(void* context, int64_t begin, int64_t end) {
     const Pass& p = pass_of(context);
     const int64_t num_units = K::num_units(p.sizes.hidden_dim);
     for_each_strip_range(p.model_slices, begin, end, [&](int64_t e, int64_t s0, int64_t s1) {
-      for_each_block_group(p, e, num_units, [&](int64_t b0, int64_t b1) {
-        Sums sums;
-        for (int64_t s = s0; s < s1; ++s) {
-          Strip strip(weights_of(p.weights.down, e, p.sizes.model_dim, p.sizes.hidden_dim),
-                      s * kLanes);
-          for (int64_t b = b0; b < b1; ++b) {
-            const Block& block = p.blocks[b];
-            multiply(strip, block, R::has_dots(p.down_dots, block),
-                     p.hidden_panels + block.lane * num_units * P::kUnitBytes, sums);
-            add_bias(p.weights.down_bias, block, s * kLanes, p.sizes.model_dim, sums);
-            R::store_rows(p, block, s * kLanes, sums);
-          }
-        }
+      for_each_block_group(p, e, num_units, [&](Group group) {
+        for (int64_t s = s0; s < s1; ++s) down_strip(p, group, s * kStrip);
       });
     });
+  }
+  static void down_strip(const Pass& p, Group group, int64_t first) {
+    Sums sums[kMaxGroup];
+    for (int64_t b = group.begin; b < group.end; ++b) R::prefetch_rows(p, p.blocks[b], first);
+    const Strip strip(
+        weights_of(p.weights.down, group.expert, p.sizes.model_dim, p.sizes.hidden_dim), first);
+    multiply_rows(p, strip, group, p.hidden_panels, p.down_dots, sums);
+    for (int64_t b = group.begin; b < group.end; ++b) {
+      Sums& own = sums[b - group.begin];
+      add_bias(p.weights.down_bias, p.blocks[b], first, p.sizes.model_dim, own);
+      R::store_rows(p, p.blocks[b], first, own);
+    }
   }
 
   static void combine(void* context, int64_t begin, int64_t end) {

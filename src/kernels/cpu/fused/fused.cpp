@@ -1,5 +1,7 @@
 #include "kernels/cpu/fused/fused.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -70,9 +72,10 @@ Plan make_plan(const FusedKernels& kernels, const Call& call, int num_threads) {
     }
   }
   plan.first_block.push_back(static_cast<int64_t>(plan.blocks.size()));
-  const int64_t hidden_strips = divide_up(call.sizes.hidden_dim, lanes);
+  const int64_t hidden_strips = divide_up(call.sizes.hidden_dim, kernels.strip);
   plan.hidden = cut(plan, num_experts, hidden_strips, false, num_threads);
-  plan.model = cut(plan, num_experts, divide_up(call.sizes.model_dim, lanes), false, num_threads);
+  plan.model =
+      cut(plan, num_experts, divide_up(call.sizes.model_dim, kernels.strip), false, num_threads);
   plan.gradient = cut(plan, num_experts, hidden_strips, true, num_threads);
   return plan;
 }
@@ -136,7 +139,7 @@ class Layout {
     p.x_rows = parts.take(row_bytes);
     p.dy_rows = parts.take(row_bytes);
     p.lane_scores = reinterpret_cast<float*>(parts.take(lanes_ * 4));
-    const int64_t num_parts = divide_up(sizes_.hidden_dim, kernels_.lanes) + 1;
+    const int64_t num_parts = divide_up(sizes_.hidden_dim, kernels_.strip) + 1;
     p.score_parts = reinterpret_cast<float*>(parts.take(num_parts * sizes_.num_rows * 4));
     take_rows(parts, p);
   }
@@ -145,8 +148,8 @@ class Layout {
   int64_t panel_bytes(int64_t size) const {
     return lanes_ * divide_up(size, kernels_.values_per_unit) * 4;
   }
-  // The last strip of H reads kernels_.lanes rows, whether they are there or not.
-  int64_t token_slack() const { return kernels_.lanes * kernels_.lanes * kernels_.max_vectors * 4; }
+  // The last strip of H reads kernels_.strip rows, whether they are there or not.
+  int64_t token_slack() const { return kernels_.strip * kernels_.lanes * kernels_.max_vectors * 4; }
   void take_rows(Parts& parts, Pass& p) const {
     p.rows_stride = sizes_.model_dim;
     p.rows = parts.take(sizes_.has_slots ? sizes_.num_rows * sizes_.model_dim * value_bytes_ : 0);
@@ -159,6 +162,12 @@ class Layout {
 };
 
 // -- Passes ---------------------------------------------------------------------------------------
+
+// Half of a core's second cache: the other half is for weights and what is written.
+int64_t group_bytes() {
+  static const int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);  // asks cpuid again and again
+  return cache > 0 ? cache / 2 : 512 << 10;
+}
 
 Slices slices_of(const std::vector<int64_t>& begin, int64_t num_strips) {
   return {begin.data(), static_cast<int64_t>(begin.size()) - 1, num_strips};
@@ -185,10 +194,11 @@ Pass make_pass(const FusedKernels& kernels, const Call& call, const Plan& plan) 
   p.slot_row = call.arguments.slot_row;
   p.blocks = plan.blocks.data();
   p.first_block = plan.first_block.data();
-  const int64_t hidden_strips = divide_up(call.sizes.hidden_dim, kernels.lanes);
+  const int64_t hidden_strips = divide_up(call.sizes.hidden_dim, kernels.strip);
   p.hidden_slices = slices_of(plan.hidden, hidden_strips);
-  p.model_slices = slices_of(plan.model, divide_up(call.sizes.model_dim, kernels.lanes));
+  p.model_slices = slices_of(plan.model, divide_up(call.sizes.model_dim, kernels.strip));
   p.gradient_slices = slices_of(plan.gradient, hidden_strips);
+  p.group_bytes = group_bytes();
   return p;
 }
 

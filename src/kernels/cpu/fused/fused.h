@@ -17,4 +17,19 @@ void fused_backward(const FusedKernels& kernels, const Call& call, const View& d
                     const void* saved, const ExpertsGradients& gradients,
                     const Matrices& weight_gradients, void* scratch, const Executor& executor);
 
+// The implementation whose kernels kKernels chooses for a call, alike forward and backward.
+template <const FusedKernels& (*kKernels)(const Call&)>
+constexpr Implementation implementation(Variant variant) {
+  return {
+      variant, [](const Call& call) { return fused_workspace(kKernels(call), call); },
+      [](const Call& call, const View& y, void* saved, void* scratch, const Executor& executor) {
+        fused_forward(kKernels(call), call, y, saved, scratch, executor);
+      },
+      [](const Call& call, const View& dy, const void* saved, const ExpertsGradients& gradients,
+         const Matrices& weight_gradients, void* scratch, const Executor& executor) {
+        fused_backward(kKernels(call), call, dy, saved, gradients, weight_gradients, scratch,
+                       executor);
+      }};
+}
+
 }  // namespace amoeba::kernels::cpu

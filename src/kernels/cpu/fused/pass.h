@@ -44,6 +44,7 @@ struct Pass {
   const Block* blocks;         // by expert
   const int64_t* first_block;  // [E+1]
   Slices hidden_slices, model_slices, gradient_slices;
+  int64_t group_bytes;  // of panels that are to stay in the second cache
 
   int64_t row_stride;                               // of x_rows and dy_rows, in units
   char *x_panels, *hidden_panels;                   // D and H units
@@ -61,6 +62,7 @@ struct Pass {
 // tokens.
 struct FusedKernels {
   int64_t lanes, max_vectors;
+  int64_t strip;            // outputs
   int64_t values_per_unit;  // 2: bf16 pairs
   Executor::Body pack_forward, gate_up, down, combine;
   Executor::Body pack_backward, dhidden, dinput, dweights, combine_backward;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/fused/columns.h"
 #include "kernels/cpu/fused/dots.h"
 #include "kernels/cpu/fused/pass.h"
 #include "kernels/cpu/fused/strip.h"
@@ -20,6 +21,7 @@ struct Rows {
   using Storage = typename F::Storage;
   using Sums = typename P::Sums;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = P::kStrip;
   static constexpr int64_t kValues = F::kValuesPerUnit;
   static constexpr int64_t kUnitBytes = P::kUnitBytes;
 
@@ -137,33 +139,35 @@ struct Rows {
     std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(Storage));
   }
 
-  // The same for the product with down: rows [first, first + kLanes) of H as a part of each row.
+  // The same for the product with down: rows [first, first + kStrip) of H as a part of each row.
   static void store_hidden_rows(const Pass& p, const Block& block, int64_t first, const Sums& sums,
                                 char* panels) {
     const int64_t num_units = K::num_units(p.sizes.hidden_dim);
-    char* panel = panels + (block.lane * num_units + first / kValues) * kUnitBytes;
-    Words words[kLanes] = {};
-    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
-      words[i] = V::template load<Words>(sums.value[i]);
-    }
-    V::transpose(words);
-    for (int64_t i = 0; i < block.num_rows; ++i) {
-      char* row = panel + i * Dots<F>::row_stride(num_units) * kUnitBytes;
-      if constexpr (kValues == 2) {
-        V::store(row, V::narrow((Vec)words[i]));
-      } else {
-        V::store(row, words[i]);
+    for (int64_t at = 0; at < kStrip && first + at < p.sizes.hidden_dim; at += kLanes) {
+      char* panel = panels + (block.lane * num_units + (first + at) / kValues) * kUnitBytes;
+      Words words[kLanes] = {};
+      for (int64_t i = 0; i < kLanes && first + at + i < p.sizes.hidden_dim; ++i) {
+        words[i] = V::template load<Words>(sums.value[at + i]);
+      }
+      V::transpose(words);
+      for (int64_t i = 0; i < block.num_rows; ++i) {
+        char* row = panel + i * Dots<F>::row_stride(num_units) * kUnitBytes;
+        if constexpr (kValues == 2) {
+          V::store(row, V::narrow((Vec)words[i]));
+        } else {
+          V::store(row, words[i]);
+        }
       }
     }
   }
 
-  // Rows [first, first + kLanes) of H as a part of a panel of H units.
+  // Rows [first, first + kStrip) of H as a part of a panel of H units.
   static void store_panel(const Pass& p, const Block& block, int64_t first, const Sums& sums,
                           char* panels) {
     const int64_t num_units = K::num_units(p.sizes.hidden_dim);
     char* panel =
         panels + (block.lane * num_units + first / kValues * block.num_lanes) * kUnitBytes;
-    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; i += kValues) {
+    for (int64_t i = 0; i < kStrip && first + i < p.sizes.hidden_dim; i += kValues) {
       for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
         const Vec value = V::template load<Vec>(&sums.value[i][v]);
         Words words = (Words)value;
@@ -183,7 +187,7 @@ struct Rows {
                            char* tokens) {
     constexpr int64_t kBytes = kUnitBytes / kValues;
     char* to = tokens + (block.lane * p.sizes.hidden_dim + first * block.num_lanes) * kBytes;
-    for (int64_t i = 0; i < kLanes && first + i < p.sizes.hidden_dim; ++i) {
+    for (int64_t i = 0; i < kStrip && first + i < p.sizes.hidden_dim; ++i) {
       for (int64_t v = 0; v < block.num_lanes; v += kLanes) {
         const Vec value = V::template load<Vec>(&sums.value[i][v]);
         if constexpr (kValues == 2) {
@@ -196,16 +200,32 @@ struct Rows {
     }
   }
 
-  // Writes strip [first, first + kLanes) of D of a block's rows.
+  // Where strip [first, ...) of D of a block's row i goes.
+  static Storage* output_row(const Pass& p, const Block& block, int64_t i, int64_t first) {
+    return reinterpret_cast<Storage*>(p.rows) + (block.row + i) * p.rows_stride + first;
+  }
+  // Asks for the lines that store_rows() will write, before the product that takes longer.
+  static void prefetch_rows(const Pass& p, const Block& block, int64_t first) {
+    for (int64_t i = 0; i < block.num_rows; ++i) {
+      const char* line = reinterpret_cast<const char*>(output_row(p, block, i, first));
+      for (int64_t at = 0; at < kStrip * static_cast<int64_t>(sizeof(Storage)); at += 64) {
+        __builtin_prefetch(line + at, 1);
+      }
+    }
+  }
+  // Writes strip [first, first + kStrip) of D of a block's rows.
   static void store_rows(const Pass& p, const Block& block, int64_t first, const Sums& sums) {
-    const int64_t count = p.sizes.model_dim - first;
-    for (int64_t v = 0; v < block.num_rows; v += kLanes) {
-      Words words[kLanes];
-      for (int64_t i = 0; i < kLanes; ++i) words[i] = V::template load<Words>(&sums.value[i][v]);
-      V::transpose(words);
-      for (int64_t i = 0; i < kLanes && v + i < block.num_rows; ++i) {
-        Storage* row = reinterpret_cast<Storage*>(p.rows) + (block.row + v + i) * p.rows_stride;
-        store_part(row + first, (Vec)words[i], count);
+    for (int64_t at = 0; at < kStrip && first + at < p.sizes.model_dim; at += kLanes) {
+      const int64_t count = p.sizes.model_dim - first - at;
+      for (int64_t v = 0; v < block.num_rows; v += kLanes) {
+        Words words[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          words[i] = V::template load<Words>(&sums.value[at + i][v]);
+        }
+        V::transpose(words);
+        for (int64_t i = 0; i < kLanes && v + i < block.num_rows; ++i) {
+          store_part(output_row(p, block, v + i, first + at), (Vec)words[i], count);
+        }
       }
     }
   }

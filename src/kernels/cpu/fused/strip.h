@@ -1,4 +1,4 @@
-// The product of all fused kernels: a strip of kLanes outputs times one block of rows,
+// The product of all fused kernels: a strip of kStrip outputs times one block of rows,
 //   out[n][lane] = sum over k of weights(n, k) * panel[k][lane],
 // with weights broadcast from where they are stored and lanes side by side in vectors. `F` is one
 // configuration: lanes, storage type, unit (see pass.h) and the multiply-add of units.
@@ -21,11 +21,13 @@ struct Product {
   static constexpr int64_t kMaxVectors = F::Lanes::kMaxVectors;  // vectors of lanes in a block
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
   static constexpr int64_t kUnitBytes = 4;
+  // Outputs of a strip. Two vectors, so that columns of weights are read by neighbouring lines.
+  static constexpr int64_t kStrip = 2 * kLanes;
   static_assert(kLanes % kRows == 0);
 
-  // [kLanes][kWidth] sums of a strip; a narrower block uses the first lanes of each row.
+  // [kStrip][kWidth] sums of a strip; a narrower block uses the first lanes of each row.
   struct Sums {
-    alignas(64) float value[kLanes][kWidth];
+    alignas(64) float value[kStrip][kWidth];
   };
 
   // One side of the product in bytes: unit (i, k) at data + i * stride + k * k_stride.
@@ -34,69 +36,67 @@ struct Product {
     int64_t stride, k_stride;
   };
 
-  // sums (+)= broadcast units of `left` times vectors of `right`, whose stride is that of lanes.
-  // What is there is added last: the error of a long sum grows with its blocks, not with its terms.
-  template <int64_t kVectors, bool kAdd>
-  static void tile(const Side& left, const Side& right, int64_t count, float* out) {
+  // A part of the sum over k.
+  struct Segment {
+    Side left, right;
+    int64_t count;
+  };
+
+  // out (+)= over all segments, broadcast units of `left`, from output `first` on, times vectors of
+  // `right`, whose stride is that of lanes. What is there is added last: the error of a long sum
+  // grows with its parts, not with its terms.
+  template <int64_t kVectors>
+  static void tile(const Segment* segments, int64_t num_segments, int64_t first, bool add,
+                   float* out) {
     Vec sums[kRows][kVectors];
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int64_t v = 0; v < kVectors; ++v) sums[i][v] = Vec{};
     }
-    const char *a = left.data, *b = right.data;
+    for (int64_t s = 0; s < num_segments; ++s) {
+      const auto& [left, right, count] = segments[s];
+      const char *a = left.data + first * left.stride, *b = right.data;
 #pragma GCC unroll 2
-    for (int64_t k = 0; k < count; ++k) {
-      Vec vectors[kVectors];
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) {
-        vectors[v] = V::template load<Vec>(b + v * static_cast<int64_t>(sizeof(Vec)));
-      }
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < kRows; ++i) {
-        const Vec unit = V::fill(V::template load<float>(a + i * left.stride));
-#pragma GCC unroll 4
+      for (int64_t k = 0; k < count; ++k) {
+        Vec vectors[kVectors];
+#pragma GCC unroll 6
         for (int64_t v = 0; v < kVectors; ++v) {
-          sums[i][v] = F::multiply_add(unit, vectors[v], sums[i][v]);
+          vectors[v] = V::template load<Vec>(b + v * static_cast<int64_t>(sizeof(Vec)));
         }
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kRows; ++i) {
+          const Vec unit = V::fill(V::template load<float>(a + i * left.stride));
+#pragma GCC unroll 6
+          for (int64_t v = 0; v < kVectors; ++v) {
+            sums[i][v] = F::multiply_add(unit, vectors[v], sums[i][v]);
+          }
+        }
+        a += left.k_stride;
+        b += right.k_stride;
       }
-      a += left.k_stride;
-      b += right.k_stride;
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int64_t v = 0; v < kVectors; ++v) {
         float* at = out + i * kWidth + v * kLanes;
-        V::store(at, kAdd ? V::template load<Vec>(at) + sums[i][v] : sums[i][v]);
+        V::store(at, add ? V::template load<Vec>(at) + sums[i][v] : sums[i][v]);
       }
     }
   }
 
-  // A whole strip: kLanes outputs.
-  static void strip(Side left, const Side& right, int64_t count, int64_t num_vectors, bool add,
+  // A whole strip: kStrip outputs.
+  template <int64_t kVectors = 1>
+  static void strip(const Segment* segments, int64_t num_segments, int64_t num_vectors, bool add,
                     Sums& sums) {
-    for (int64_t i = 0; i < kLanes; i += kRows, left.data += kRows * left.stride) {
-      float* out = sums.value[i];
-      switch (num_vectors * 2 + (add ? 1 : 0)) {
-        case 2:
-          tile<1, false>(left, right, count, out);
-          break;
-        case 3:
-          tile<1, true>(left, right, count, out);
-          break;
-        case 4:
-          tile<2, false>(left, right, count, out);
-          break;
-        case 5:
-          tile<2, true>(left, right, count, out);
-          break;
-        case 6:
-          tile<3, false>(left, right, count, out);
-          break;
-        default:
-          tile<3, true>(left, right, count, out);
+    if constexpr (kVectors < kMaxVectors) {
+      if (num_vectors > kVectors) {
+        return strip<kVectors + 1>(segments, num_segments, num_vectors, add, sums);
       }
+    }
+    for (int64_t i = 0; i < kStrip; i += kRows) {
+      tile<kVectors>(segments, num_segments, i, add, sums.value[i]);
     }
   }
 };
@@ -175,9 +175,23 @@ struct Packing {
   }
 };
 
+// Value (n, k) at data + n * n_stride + k * k_stride.
+template <typename F>
+struct StoredWeights {
+  const typename F::Storage* data;
+  int64_t n_stride, k_stride;
+  int64_t num_n, num_k;
+};
+
+// One block's operand: unit k of its lanes at data + k * stride bytes.
+struct Panel {
+  const char* data;
+  int64_t stride, num_vectors;
+};
+
 // A strip of stored weights as the broadcast side, packed piece by piece unless the values of an
-// output are side by side: single columns a row apart cost more than copying them, pairs need it,
-// and a strip may end past the last output.
+// output are side by side: columns a row apart cost more than copying them, pairs need it, and a
+// strip may end past the last output.
 template <typename F>
 class WeightStrip {
   using P = Product<F>;
@@ -185,39 +199,35 @@ class WeightStrip {
   using Words = typename V::Words;
   using Storage = typename F::Storage;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = P::kStrip;
   static constexpr int64_t kValues = F::kValuesPerUnit;
-  static constexpr int64_t kMaxPacked = 1024;  // units
+  static constexpr int64_t kMaxPacked = 512;  // units; what is packed stays in the second cache
 
  public:
-  // Value (n, k) at data + n * n_stride + k * k_stride.
-  struct Weights {
-    const Storage* data;
-    int64_t n_stride, k_stride;
-    int64_t num_n, num_k;
-  };
+  using Weights = StoredWeights<F>;
 
   WeightStrip(const Weights& weights, int64_t n) : w_(weights), n_(n) {
     num_units_ = Packing<F>::num_units(w_.num_k);
-    const bool is_whole = n + kLanes <= w_.num_n;
+    const bool is_whole = n + kStrip <= w_.num_n;
     num_direct_ = F::kReadsInPlace && is_whole && w_.k_stride == 1 ? w_.num_k / kValues : 0;
   }
 
-  // sums (+)= this strip times a panel of num_vectors vectors of lanes.
-  void multiply(const char* panel, int64_t num_vectors, bool add, typename P::Sums& sums) {
-    const int64_t panel_stride = num_vectors * kLanes * P::kUnitBytes;
+  // sums[i] (+)= this strip times panel(i), for i of [0, count): every piece is packed once.
+  template <typename PanelOf>
+  void multiply(int64_t count, const PanelOf& panel_of, bool add, typename P::Sums* sums) const {
     if (num_direct_ > 0) {
       constexpr int64_t kBytes = sizeof(Storage);
-      P::strip({(const char*)(w_.data + n_ * w_.n_stride), w_.n_stride * kBytes,
-                w_.k_stride * kBytes * kValues},
-               {panel, 0, panel_stride}, num_direct_, num_vectors, add, sums);
+      const char* data = (const char*)(w_.data + n_ * w_.n_stride);
+      multiply_piece({data, w_.n_stride * kBytes, w_.k_stride * kBytes * kValues}, 0, num_direct_,
+                     count, panel_of, add, sums);
       add = true;
     }
+    alignas(64) char packed[kMaxPacked * kStrip * P::kUnitBytes];
     for (int64_t begin = num_direct_; begin < num_units_; begin += kMaxPacked, add = true) {
       const int64_t end = begin + kMaxPacked < num_units_ ? begin + kMaxPacked : num_units_;
-      if (packed_begin_ != begin) pack(begin, end);
-      P::strip({packed_, P::kUnitBytes, kLanes * P::kUnitBytes},
-               {panel + begin * panel_stride, 0, panel_stride}, end - begin, num_vectors, add,
-               sums);
+      pack(begin, end, packed);
+      multiply_piece({packed, P::kUnitBytes, kStrip * P::kUnitBytes}, begin, end, count, panel_of,
+                     add, sums);
     }
   }
 
@@ -225,32 +235,49 @@ class WeightStrip {
   int64_t first() const { return n_; }
 
  private:
-  void pack(int64_t begin, int64_t end) {
-    packed_begin_ = begin;
-    constexpr int64_t kStride = kLanes * P::kUnitBytes;
-    const int64_t num_n = w_.num_n - n_ < kLanes ? w_.num_n - n_ : kLanes;
-    const Storage* data = w_.data + n_ * w_.n_stride;
-    if (w_.k_stride == 1) {
-      const Storage* rows[kLanes] = {};
-      for (int64_t i = 0; i < num_n; ++i) rows[i] = data + i * w_.n_stride;
-      Packing<F>::transpose_rows(rows, nullptr, w_.num_k, begin, end, packed_, kStride);
-      return;
-    }
-    for (int64_t unit = begin; unit < end; ++unit) {
-      Words words{};
-      for (int64_t j = 0; j < kValues && unit * kValues + j < w_.num_k; ++j) {
-        words |= values_at(data + (unit * kValues + j) * w_.k_stride, num_n, j);
-      }
-      V::store(packed_ + (unit - begin) * kStride, words);
+  template <typename PanelOf>
+  static void multiply_piece(const typename P::Side& left, int64_t begin, int64_t end,
+                             int64_t count, const PanelOf& panel_of, bool add,
+                             typename P::Sums* sums) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Panel panel = panel_of(i);
+      const typename P::Segment segment = {
+          left, {panel.data + begin * panel.stride, 0, panel.stride}, end - begin};
+      P::strip(&segment, 1, panel.num_vectors, add, sums[i]);
     }
   }
 
-  // Value k of every output, where it belongs in a unit: in the upper half for the second of a
-  // pair.
+  void pack(int64_t begin, int64_t end, char* packed) const {
+    constexpr int64_t kStride = kStrip * P::kUnitBytes;
+    const int64_t num_n = w_.num_n - n_ < kStrip ? w_.num_n - n_ : kStrip;
+    const Storage* data = w_.data + n_ * w_.n_stride;
+    if (w_.k_stride == 1) {
+      const Storage* rows[kStrip] = {};
+      for (int64_t i = 0; i < num_n; ++i) rows[i] = data + i * w_.n_stride;
+      for (int64_t i = 0; i < kStrip; i += kLanes) {
+        Packing<F>::transpose_rows(rows + i, nullptr, w_.num_k, begin, end,
+                                   packed + i * P::kUnitBytes, kStride);
+      }
+      return;
+    }
+    for (int64_t unit = begin; unit < end; ++unit, packed += kStride) {
+      for (int64_t i = 0; i < kStrip; i += kLanes) {
+        Words words{};
+        for (int64_t j = 0; j < kValues && unit * kValues + j < w_.num_k; ++j) {
+          const Storage* from = data + (unit * kValues + j) * w_.k_stride + i * w_.n_stride;
+          words |= values_at(from, num_n - i, j);
+        }
+        V::store(packed + i * P::kUnitBytes, words);
+      }
+    }
+  }
+
+  // Value k of kLanes outputs, of which num_n are there, where it belongs in a unit: in the upper
+  // half for the second of a pair.
   Words values_at(const Storage* from, int64_t num_n, int64_t half) const {
     Storage gathered[kLanes] = {};
     if (w_.n_stride != 1 || num_n < kLanes) {
-      for (int64_t i = 0; i < num_n; ++i) gathered[i] = from[i * w_.n_stride];
+      for (int64_t i = 0; i < kLanes && i < num_n; ++i) gathered[i] = from[i * w_.n_stride];
       from = gathered;
     }
     if constexpr (kValues == 2) {
@@ -262,8 +289,6 @@ class WeightStrip {
 
   Weights w_;
   int64_t n_, num_units_, num_direct_;
-  int64_t packed_begin_ = -1;
-  alignas(64) char packed_[kMaxPacked * kLanes * P::kUnitBytes];
 };
 
 }  // namespace amoeba::kernels::cpu

@@ -1,4 +1,4 @@
-// Weight gradients: strip [first, first + kLanes) of H times all of D, summed over an expert's rows
+// Weight gradients: strip [first, first + kStrip) of H times all of D, summed over an expert's rows
 // in order and stored once, past the caches where nobody reads them soon.
 #pragma once
 
@@ -19,6 +19,7 @@ struct WeightGradients {
   using Storage = typename F::Storage;
   using Sums = typename P::Sums;
   static constexpr int64_t kLanes = V::kLanes;
+  static constexpr int64_t kStrip = P::kStrip;
   static constexpr int64_t kValues = F::kValuesPerUnit;
   static constexpr int64_t kUnitBytes = P::kUnitBytes;
   static constexpr int64_t kTokenBytes = kUnitBytes / kValues;
@@ -65,7 +66,7 @@ struct WeightGradients {
   static void store_typed(const Pass& p, const Target& target, int64_t h, int64_t d,
                           const Sums& sums, int64_t num_d) {
     T* data = static_cast<T*>(target.data);
-    const int64_t num_h = p.sizes.hidden_dim - h < kLanes ? p.sizes.hidden_dim - h : kLanes;
+    const int64_t num_h = p.sizes.hidden_dim - h < kStrip ? p.sizes.hidden_dim - h : kStrip;
     if (target.d_stride == 1) {
       for (int64_t i = 0; i < num_h; ++i) {
         T* row = data + (h + i) * target.h_stride + d;
@@ -75,23 +76,27 @@ struct WeightGradients {
       }
       return;
     }
-    for (int64_t j = 0; j < num_d; j += kLanes) {
-      Words words[kLanes];
-      for (int64_t i = 0; i < kLanes; ++i) words[i] = V::template load<Words>(&sums.value[i][j]);
-      V::transpose(words);
-      for (int64_t k = 0; k < kLanes && j + k < num_d; ++k) {
-        T* column = data + h * target.h_stride + (d + j + k) * target.d_stride;
-        if (target.h_stride == 1) {
-          store_line(p, column, (Vec)words[k], num_h);
-        } else {
-          store_apart(p, target, column, (Vec)words[k], num_h);
+    for (int64_t at = 0; at < num_h; at += kLanes) {
+      for (int64_t j = 0; j < num_d; j += kLanes) {
+        Words words[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+          words[i] = V::template load<Words>(&sums.value[at + i][j]);
+        }
+        V::transpose(words);
+        for (int64_t k = 0; k < kLanes && j + k < num_d; ++k) {
+          T* column = data + (h + at) * target.h_stride + (d + j + k) * target.d_stride;
+          if (target.h_stride == 1) {
+            store_line(p, column, (Vec)words[k], num_h - at);
+          } else {
+            store_apart(p, target, column, (Vec)words[k], num_h - at);
+          }
         }
       }
     }
   }
   template <typename T>
   static void store_apart(const Pass& p, const Target& target, T* to, Vec value, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < kLanes && i < count; ++i) {
       const int64_t at = i * target.h_stride;
       float sum = value[i];
       if (p.accumulate) sum += R::load_scalar(to, target.dtype, at);
@@ -99,30 +104,45 @@ struct WeightGradients {
     }
   }
 
-  // target(h, d) = sum over the rows of e of tokens[h][row] * rows[row][d].
-  static void write(const Pass& p, const Target& target, int64_t e, int64_t h, const char* tokens,
-                    const char* rows) {
-    const int64_t d_size = p.sizes.model_dim, b0 = p.first_block[e], b1 = p.first_block[e + 1];
-    if (b0 == b1 && p.accumulate) return;
+  // target(h, d) = sum over the rows of e of tokens[h][row] * rows[row][d], for strips [s0, s1) of
+  // H; rows pass by kWidth columns at a time, and stay in the caches while strips do.
+  static void write(const Pass& p, const Target& target, int64_t e, int64_t s0, int64_t s1,
+                    const char* tokens, const char* rows) {
+    const int64_t d_size = p.sizes.model_dim;
+    if (p.first_block[e] == p.first_block[e + 1] && p.accumulate) return;
     Sums sums;
     for (int64_t d = 0; d < d_size; d += P::kWidth) {
       const int64_t num_d = d_size - d < P::kWidth ? d_size - d : P::kWidth;
-      const int64_t num_vectors = (num_d + kLanes - 1) / kLanes;
-      if (b0 == b1) std::memset(&sums, 0, sizeof sums);
-      for (int64_t b = b0; b < b1; ++b) {
+      for (int64_t s = s0; s < s1; ++s) {
+        sum_rows(p, e, s * kStrip, tokens, rows + d * kUnitBytes, (num_d + kLanes - 1) / kLanes,
+                 sums);
+        if (target.dtype == DType::kF32) {
+          store_typed<float>(p, target, s * kStrip, d, sums, num_d);
+        } else {
+          store_typed<Storage>(p, target, s * kStrip, d, sums, num_d);
+        }
+      }
+    }
+  }
+  static void sum_rows(const Pass& p, int64_t e, int64_t h, const char* tokens, const char* rows,
+                       int64_t num_vectors, Sums& sums) {
+    const int64_t b0 = p.first_block[e], b1 = p.first_block[e + 1];
+    if (b0 == b1) std::memset(&sums, 0, sizeof sums);
+    constexpr int64_t kMaxSegments = 16;
+    typename P::Segment segments[kMaxSegments];
+    for (int64_t b = b0; b < b1;) {
+      const bool add = b > b0;
+      int64_t count = 0;
+      for (; b < b1 && count < kMaxSegments; ++b) {
         const Block& block = p.blocks[b];
         const int64_t stride = block.num_lanes * kTokenBytes;
-        P::strip({tokens + block.lane * p.sizes.hidden_dim * kTokenBytes + h * stride, stride,
-                  kUnitBytes},
-                 {rows + (block.lane / kValues * p.row_stride + d) * kUnitBytes, 0,
-                  p.row_stride * kUnitBytes},
-                 (block.num_rows + kValues - 1) / kValues, num_vectors, b > b0, sums);
+        segments[count++] = {
+            {tokens + block.lane * p.sizes.hidden_dim * kTokenBytes + h * stride, stride,
+             kUnitBytes},
+            {rows + block.lane / kValues * p.row_stride * kUnitBytes, 0, p.row_stride * kUnitBytes},
+            (block.num_rows + kValues - 1) / kValues};
       }
-      if (target.dtype == DType::kF32) {
-        store_typed<float>(p, target, h, d, sums, num_d);
-      } else {
-        store_typed<Storage>(p, target, h, d, sums, num_d);
-      }
+      P::strip(segments, count, num_vectors, add, sums);
     }
   }
 
@@ -132,9 +152,10 @@ struct WeightGradients {
     R::store_scalar(bias.data, bias.dtype, at, sum);
   }
 
-  static void write_hidden_bias(const Pass& p, const Matrix& bias, int64_t e, int64_t h,
-                                const char* tokens) {
-    for (int64_t i = h; bias.data != nullptr && i < h + kLanes && i < p.sizes.hidden_dim; ++i) {
+  static void write_hidden_bias(const Pass& p, const Matrix& bias, int64_t e, int64_t s0,
+                                int64_t s1, const char* tokens) {
+    const int64_t end = s1 * kStrip < p.sizes.hidden_dim ? s1 * kStrip : p.sizes.hidden_dim;
+    for (int64_t i = s0 * kStrip; bias.data != nullptr && i < end; ++i) {
       float sum = 0.0f;
       for (int64_t b = p.first_block[e]; b < p.first_block[e + 1]; ++b) {
         const Block& block = p.blocks[b];
@@ -176,21 +197,18 @@ struct WeightGradients {
     const Pass& p = W::pass_of(context);
     const Matrices& g = p.gradients;
     for_each_strip_range(p.gradient_slices, begin, end, [&](int64_t e, int64_t s0, int64_t s1) {
-      for (int64_t s = s0; s < s1; ++s) {
-        const int64_t h = s * kLanes;
-        if (g.gate.data != nullptr) {
-          write(p, target_of(g.gate, e, false), e, h, p.dgate_tokens, p.x_rows);
-        }
-        if (g.up.data != nullptr) {
-          write(p, target_of(g.up, e, false), e, h, p.dup_tokens, p.x_rows);
-        }
-        if (g.down.data != nullptr) {
-          write(p, target_of(g.down, e, true), e, h, p.hidden_tokens, p.dy_rows);
-        }
-        write_hidden_bias(p, g.gate_bias, e, h, p.dgate_tokens);
-        write_hidden_bias(p, g.up_bias, e, h, p.dup_tokens);
-        if (s == 0 && g.down_bias.data != nullptr) write_down_bias(p, e);
+      if (g.gate.data != nullptr) {
+        write(p, target_of(g.gate, e, false), e, s0, s1, p.dgate_tokens, p.x_rows);
       }
+      if (g.up.data != nullptr) {
+        write(p, target_of(g.up, e, false), e, s0, s1, p.dup_tokens, p.x_rows);
+      }
+      if (g.down.data != nullptr) {
+        write(p, target_of(g.down, e, true), e, s0, s1, p.hidden_tokens, p.dy_rows);
+      }
+      write_hidden_bias(p, g.gate_bias, e, s0, s1, p.dgate_tokens);
+      write_hidden_bias(p, g.up_bias, e, s0, s1, p.dup_tokens);
+      if (s0 == 0 && g.down_bias.data != nullptr) write_down_bias(p, e);
     });
     F::Lanes::finish_streams();
   }
@@ -198,17 +216,10 @@ struct WeightGradients {
 
 template <typename F>
 constexpr FusedKernels kernels_of() {
-  return {F::Lanes::kLanes,
-          F::Lanes::kMaxVectors,
-          F::kValuesPerUnit,
-          Forward<F>::pack,
-          Forward<F>::gate_up,
-          Forward<F>::down,
-          Forward<F>::combine,
-          Backward<F>::pack,
-          Backward<F>::dhidden,
-          Backward<F>::dinput,
-          WeightGradients<F>::dweights,
+  return {F::Lanes::kLanes,     F::Lanes::kMaxVectors, Product<F>::kStrip,
+          F::kValuesPerUnit,    Forward<F>::pack,      Forward<F>::gate_up,
+          Forward<F>::down,     Forward<F>::combine,   Backward<F>::pack,
+          Backward<F>::dhidden, Backward<F>::dinput,   WeightGradients<F>::dweights,
           Backward<F>::combine};
 }
 
