@@ -1,9 +1,12 @@
 #include "train/load_model.h"
 
+#include <algorithm>
+
 #include "amoeba/error.h"
 #include "train/device.h"
 #include "train/model_config.h"
 #include "train/plain/checkpoint.h"
+#include "train/saver.h"
 #include "train/state.h"
 
 namespace amoeba::train {
@@ -34,7 +37,10 @@ LoadedModel load_model(FileSystem& files, const std::string& path, const LoadMod
   make_schema(loaded.config).apply(checkpoint.config, checkpoint.folder + "/manifest.json: config");
   if (!options.compute_backend.empty()) loaded.config.moe.compute_backend = options.compute_backend;
   set_num_threads(options.num_threads);
-  loaded.tokenizer = formats::make_tokenizer(files, loaded.config.data.tokenizer);
+  // The copy beside the weights, so that the checkpoint can be used wherever it lies.
+  const bool has_copy = std::ranges::count(checkpoint.attached, kTokenizerFile) > 0;
+  loaded.tokenizer = formats::make_tokenizer(
+      files, has_copy ? cat(checkpoint.folder, "/", kTokenizerFile) : loaded.config.data.tokenizer);
   loaded.model = std::make_unique<nn::Model>(
       make_model_config(loaded.config, loaded.tokenizer->vocab_size()),
       resolve_device(options.device), resolve_dtype(loaded.config.training.dtype),
