@@ -58,12 +58,11 @@ int run_list(const Arguments& arguments) {
         for (const train::CheckpointFolder& checkpoint : folders) {
           try {
             const auto summary = train::summarize_checkpoint(files, checkpoint.folder);
-            std::printf("%10lld  %14s  %10s  %8s  %-7s  %6lld  %s\n",
-                        static_cast<long long>(summary.step),
-                        format_count(summary.tokens_seen).c_str(),
-                        format_bytes(summary.bytes).c_str(), age_text(summary.saved_at).c_str(),
-                        summary.weights_only ? "weights" : "full",
-                        static_cast<long long>(summary.schema), checkpoint.folder.c_str());
+            std::printf(
+                "%10lld  %14s  %10s  %8s  %-7s  %6lld  %s\n", static_cast<long long>(summary.step),
+                format_count(summary.tokens_seen).c_str(), format_bytes(summary.bytes).c_str(),
+                age_text(summary.saved_at).c_str(), summary.weights_only ? "weights" : "full",
+                static_cast<long long>(summary.schema), checkpoint.folder.c_str());
           } catch (const Error& error) {
             std::printf("damaged  %s\n", error.what());
             code = static_cast<int>(ErrorKind::kData);
@@ -79,8 +78,10 @@ int run_verify(const Arguments& arguments) {
       "Reads checkpoints whole and compares every tensor and file with its hash.\n"
       "PATH is a run's folder or one checkpoint's.",
       "usage: amoeba checkpoint verify PATH\n\n"
-      "One line a checkpoint, newest first: \"ok FOLDER ...\" or \"damaged\" with the file and the\n"
-      "tensor. Exit code 0: all are whole; 3: at least one is damaged. `amoeba train --resume auto`\n"
+      "One line a checkpoint, newest first: \"ok FOLDER ...\" or \"damaged\" with the file and "
+      "the\n"
+      "tensor. Exit code 0: all are whole; 3: at least one is damaged. `amoeba train --resume "
+      "auto`\n"
       "passes over damaged ones by itself; a damaged folder may be removed by hand.\n\n"
       "Examples:\n  amoeba checkpoint verify runs/demo\n"
       "  amoeba checkpoint verify runs/demo/checkpoints/step-00000500\n",

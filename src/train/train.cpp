@@ -109,7 +109,7 @@ void Run::start() {
     saved_step_ = step_;
     checkpoint_ = checkpoint->folder;
   }
-  context_.files.create_directories(folder);
+  create_directories_durably(context_.files, folder);
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));
   metrics_ = std::make_unique<MetricsWriter>(context_.files, folder + "/metrics.jsonl");
   if (config_.metrics.tensorboard) {

@@ -120,10 +120,10 @@ int64_t damage_trials(int64_t num_flips, int64_t num_cuts, int64_t num_swaps, ui
       made.files.corrupt(first_path, made.intact[second]);
       made.files.corrupt(second_path, made.intact[first]);
       // Whichever is read first is named.
-      expect_named(cat("swap ", i),
-                   load_error(made).find(first_path) != std::string::npos ? first_path
-                                                                           : second_path,
-                   "tensor '");
+      expect_named(
+          cat("swap ", i),
+          load_error(made).find(first_path) != std::string::npos ? first_path : second_path,
+          "tensor '");
     } else {
       made.files.corrupt(first_path, made.files.read(made.other + "/" + made.names[first]));
       if (made.files.read(first_path) == made.intact[first]) continue;
@@ -133,11 +133,12 @@ int64_t damage_trials(int64_t num_flips, int64_t num_cuts, int64_t num_swaps, ui
     made.files.corrupt(second_path, made.intact[second]);
   }
   if (!load_error(made).empty()) ++failed;
-  std::printf("damage: %lld bits flipped, %lld files cut, %lld shards swapped, %lld tensors named, "
-              "%lld failures\n",
-              static_cast<long long>(num_flips), static_cast<long long>(num_cuts),
-              static_cast<long long>(num_swaps), static_cast<long long>(num_tensors_named),
-              static_cast<long long>(failed));
+  std::printf(
+      "damage: %lld bits flipped, %lld files cut, %lld shards swapped, %lld tensors named, "
+      "%lld failures\n",
+      static_cast<long long>(num_flips), static_cast<long long>(num_cuts),
+      static_cast<long long>(num_swaps), static_cast<long long>(num_tensors_named),
+      static_cast<long long>(failed));
   return failed;
 }
 

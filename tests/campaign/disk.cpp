@@ -21,6 +21,7 @@ train::RunConfig tiny_config(const std::string& async_mode) {
   config.checkpoint.interval = 1;
   config.checkpoint.keep_latest_k = 2;
   config.checkpoint.async_mode = async_mode;
+  config.metrics.report = true;
   config.validation.max_windows = 1;
   return config;
 }
@@ -39,6 +40,8 @@ class DiskTrials {
              const std::function<void(MemoryFileSystem&)>& reboot) {
     ++num_trials_;
     Lab lab;
+    lab.files.corrupt("/text.txt", some_text());  // durable, as its name is then
+    lab.files.sync_directory("/");
     FaultyFileSystem faulty(lab.files);
     plan(faulty);
     try {
@@ -57,7 +60,6 @@ class DiskTrials {
       if (step < committed) {
         fail_trial(name, cat("step ", committed, " was saved, the newest is ", step));
       }
-      lab.files.corrupt("/text.txt", some_text());  // an unsynced input is not what is tested
       train::RunConfig again = config_;
       again.checkpoint.resume = "auto";
       if (lab.contents(lab.run(again).checkpoint) != want_) {
@@ -136,13 +138,11 @@ int64_t fault_trials(int64_t stride) {
     bool short_write;
     bool for_good;
   };
-  const Fault faults[] = {{"No space left on device", false, false},
-                          {"No space left on device", true, false},
-                          {"No space left on device", false, true},
-                          {"Disk quota exceeded", false, false},
-                          {"Input/output error", false, false},
-                          {"Interrupted system call", false, false},
-                          {"Read-only file system", false, true}};
+  const Fault faults[] = {
+      {"No space left on device", false, false}, {"No space left on device", true, false},
+      {"No space left on device", false, true},  {"Disk quota exceeded", false, false},
+      {"Input/output error", false, false},      {"Interrupted system call", false, false},
+      {"Read-only file system", false, true}};
   int64_t failed = 0;
   for (const char* mode : kModes) {
     DiskTrials trials(mode);
@@ -160,12 +160,12 @@ int64_t fault_trials(int64_t stride) {
             nullptr);
       }
     }
-    std::printf("faults, async_mode %s: %lld operations, %lld faults, %lld runs went on to their "
-                "end, %lld failures\n",
-                mode, static_cast<long long>(trials.num_operations()),
-                static_cast<long long>(trials.num_trials()),
-                static_cast<long long>(trials.num_completed()),
-                static_cast<long long>(trials.num_failed()));
+    std::printf(
+        "faults, async_mode %s: %lld operations, %lld faults, %lld runs went on to their "
+        "end, %lld failures\n",
+        mode, static_cast<long long>(trials.num_operations()),
+        static_cast<long long>(trials.num_trials()), static_cast<long long>(trials.num_completed()),
+        static_cast<long long>(trials.num_failed()));
     failed += trials.num_failed();
   }
   return failed;

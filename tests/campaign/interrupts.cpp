@@ -174,11 +174,12 @@ int64_t kill_trials(int64_t count, uint64_t seed) {
                         cat("exit code ", WEXITSTATUS(status)));
         });
   }
-  std::printf("kills: %lld processes killed, %lld runs completed, %lld torn checkpoints, "
-              "%lld committed steps lost, %lld failures\n",
-              static_cast<long long>(num_killed), static_cast<long long>(trials.num_runs()),
-              static_cast<long long>(trials.num_torn()), static_cast<long long>(trials.num_lost()),
-              static_cast<long long>(trials.num_failed()));
+  std::printf(
+      "kills: %lld processes killed, %lld runs completed, %lld torn checkpoints, "
+      "%lld committed steps lost, %lld failures\n",
+      static_cast<long long>(num_killed), static_cast<long long>(trials.num_runs()),
+      static_cast<long long>(trials.num_torn()), static_cast<long long>(trials.num_lost()),
+      static_cast<long long>(trials.num_failed()));
   return trials.num_failed();
 }
 
@@ -194,9 +195,9 @@ int64_t signal_trials(int64_t count, uint64_t seed) {
         twice = ++trial % 3 == 0;
         if (twice) {
           ++num_twice;
-          std::this_thread::sleep_for(std::chrono::duration<double>(
-              std::uniform_real_distribution<double>(0, 0.05 * trials.run_seconds())(
-                  trials.random())));
+          std::this_thread::sleep_for(
+              std::chrono::duration<double>(std::uniform_real_distribution<double>(
+                  0, 0.05 * trials.run_seconds())(trials.random())));
           ::kill(child, one());
         }
         return wait_for(child);
@@ -205,24 +206,26 @@ int64_t signal_trials(int64_t count, uint64_t seed) {
         // The second one, or the first before the child listens, ends it at once.
         const bool at_once = WIFSIGNALED(status);
         if (at_once) ++num_ended_at_once;
-        trials.expect(at_once || WEXITSTATUS(status) == 0,
-                      cat("exit code ", WEXITSTATUS(status)));
+        trials.expect(at_once || WEXITSTATUS(status) == 0, cat("exit code ", WEXITSTATUS(status)));
         trials.expect(!at_once || twice || trials.newest() == before,
                       "one signal ended a run that had begun");
         if (at_once) return;
         const train::RunHistory history = trials.history();
         const int64_t done = history.steps.empty() ? 0 : history.steps.back().step;
         num_redone = std::max(num_redone, done - std::max<int64_t>(0, trials.newest()));
-        trials.expect(done <= trials.newest() + 1, cat("step ", done, " was done, the newest "
-                                                       "checkpoint is ", trials.newest()));
+        trials.expect(done <= trials.newest() + 1, cat("step ", done,
+                                                       " was done, the newest "
+                                                       "checkpoint is ",
+                                                       trials.newest()));
       });
-  std::printf("signals: %lld trials, %lld of them with a second signal, %lld ended at once, at most "
-              "%lld steps to do again after exit 0, %lld torn checkpoints, %lld committed steps "
-              "lost, %lld failures\n",
-              static_cast<long long>(trial), static_cast<long long>(num_twice),
-              static_cast<long long>(num_ended_at_once), static_cast<long long>(num_redone),
-              static_cast<long long>(trials.num_torn()), static_cast<long long>(trials.num_lost()),
-              static_cast<long long>(trials.num_failed()));
+  std::printf(
+      "signals: %lld trials, %lld of them with a second signal, %lld ended at once, at most "
+      "%lld steps to do again after exit 0, %lld torn checkpoints, %lld committed steps "
+      "lost, %lld failures\n",
+      static_cast<long long>(trial), static_cast<long long>(num_twice),
+      static_cast<long long>(num_ended_at_once), static_cast<long long>(num_redone),
+      static_cast<long long>(trials.num_torn()), static_cast<long long>(trials.num_lost()),
+      static_cast<long long>(trials.num_failed()));
   return trials.num_failed();
 }
 

@@ -23,7 +23,7 @@ struct FaultyFileSystem::Plan {
   std::string reason;
   bool for_good = false;
 
-  std::mutex mutex;  // over all of the plan
+  std::mutex mutex;     // over all of the plan
   bool broken = false;  // the fault has happened and stays
   std::array<int64_t, kNumOperationKinds> counts{};
   std::vector<std::string> log;

@@ -84,14 +84,18 @@ struct MemoryFileSystem::Node {
     durable_data = data;
   }
 
-  // The old data, or the new cut short with some 16-byte blocks never written.
+  // The old data, or the new cut short with some 16-byte blocks never written; bytes that were
+  // synced and not changed since stay.
   void tear(std::mt19937_64& random) {
     if (random() % 4 == 0) {
       data = durable_data;
       return;
     }
-    if (random() % 2 == 0) data.resize(random() % (data.size() + 1));
-    for (size_t begin = 0; begin < data.size(); begin += 16) {
+    const size_t same = static_cast<size_t>(
+        std::mismatch(data.begin(), data.end(), durable_data.begin(), durable_data.end()).first -
+        data.begin());
+    if (random() % 2 == 0) data.resize(same + random() % (data.size() - same + 1));
+    for (size_t begin = same; begin < data.size(); begin += 16) {
       if (random() % 8 == 0)
         std::fill_n(data.begin() + static_cast<int64_t>(begin),
                     std::min<size_t>(16, data.size() - begin), '\0');

@@ -1,6 +1,6 @@
-// A file system in memory, for several threads, that knows what a power loss would leave: file data is durable after
-// sync() of the file, a new name, a rename or a removal after sync_directory() of its folder,
-// nothing else.
+// A file system in memory, for several threads, that knows what a power loss would leave: file data
+// is durable after sync() of the file, a new name, a rename or a removal after sync_directory() of
+// its folder, nothing else.
 #pragma once
 
 #include <cstdint>

@@ -204,6 +204,22 @@ TEST(Metrics, TheWriterCutsATornLineOffBeforeItAppends) {
   }
 }
 
+TEST(Metrics, TheWriterCutsBlocksOffThatNeverReachedTheDisk) {
+  test::MemoryFileSystem files;
+  const std::string hole(16, '\0');
+  for (const std::string& rest :
+       {hole, hole + "\n" + step_line(3), step_line(3).substr(0, 9) + hole + step_line(4)}) {
+    files.create("metrics.jsonl")->write(start_line(0) + step_line(2) + rest);
+    MetricsWriter(files, "metrics.jsonl").write(ValidationRecord{.step = 5});
+    const RunHistory history = read_metrics(files, "metrics.jsonl");
+    EXPECT_EQ(history.steps.size(), 1u);
+    EXPECT_EQ(history.validations.size(), 1u);
+  }
+  files.create("metrics.jsonl")->write(hole + start_line(0));
+  MetricsWriter(files, "metrics.jsonl").close();
+  EXPECT_EQ(files.read("metrics.jsonl"), "");
+}
+
 TEST(Metrics, AResumeSupersedesWhatCameAfterItsStep) {
   struct Case {
     std::string text;

@@ -297,7 +297,9 @@ Value to_value(const EndRecord& record) {
 MetricsWriter::MetricsWriter(FileSystem& files, const std::string& path) {
   if (files.exists(path)) {
     const std::string text = files.read(path);
-    const std::size_t whole = text.rfind('\n') + 1;  // npos + 1 == 0: no whole line
+    const std::size_t end = std::min(text.find('\0'), text.size());
+    const std::size_t whole =
+        end == 0 ? 0 : text.rfind('\n', end - 1) + 1;  // npos + 1 == 0: no whole line
     if (whole != text.size()) {
       write_file_atomically(files, path, std::string_view(text).substr(0, whole));
     }

@@ -105,7 +105,8 @@ formats::Value to_value(const EndRecord& record);
 // Appends one line a record, each handed to the system whole and at once.
 class MetricsWriter {
  public:
-  // Cuts off a torn last line that a crash left in an earlier session.
+  // Cuts off what a crash in an earlier session spoiled: a torn last line, and all from the first
+  // line on with a NUL byte, where a block never reached the disk.
   MetricsWriter(FileSystem& files, const std::string& path);
 
   template <typename Record>
