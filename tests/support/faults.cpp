@@ -28,6 +28,15 @@ struct FaultyFileSystem::Plan {
   std::array<int64_t, kNumOperationKinds> counts{};
   std::vector<std::string> log;
 
+  // In place: open files share the plan.
+  void reset() {
+    fault = Fault::kNone;
+    kind.reset();
+    broken = false;
+    counts = {};
+    log.clear();
+  }
+
   // Counts one operation; at the fault runs `half_done` where the fault leaves traces, and throws.
   template <typename HalfDone>
   void pass(Operation operation, const std::string& path, HalfDone&& half_done) {
@@ -78,7 +87,7 @@ FaultyFileSystem::FaultyFileSystem(FileSystem& inner)
 FaultyFileSystem::~FaultyFileSystem() = default;
 
 void FaultyFileSystem::fail_at(int64_t index, std::string reason, bool for_good) {
-  plan_ = std::make_shared<Plan>();
+  plan_->reset();
   plan_->fault = Plan::Fault::kFail;
   plan_->index = index;
   plan_->reason = std::move(reason);

@@ -150,9 +150,11 @@ TEST(RunConfig, RefusesContradictions) {
       {[](RunConfig& c) { c.checkpoint.keep_latest_k = 1; },
        "checkpoint.keep_latest_k is 1: 0 keeps all, 2 or more keep the latest"},
       {[](RunConfig& c) { c.checkpoint.keep_every = 750; },
-       "checkpoint.keep_every is 750 and checkpoint.interval is 500, want a multiple"},
+       "checkpoint.keep_every is 750 and checkpoint.interval is 500, want a multiple: "
+       "other steps are not saved"},
       {[](RunConfig& c) { c.checkpoint.export_dtype = "bfloat16"; },
-       "checkpoint.export_dtype is 'bfloat16' and checkpoint.last_save_model_only is false"},
+       "checkpoint.export_dtype is 'bfloat16' and checkpoint.last_save_model_only is false, "
+       "want true: only that checkpoint has another type"},
       {[](RunConfig& c) {
          c.run.max_wall_minutes = 1;
          c.run.stop_margin_seconds = 60;
