@@ -14,6 +14,22 @@ namespace {
 
 using Folders = std::vector<train::CheckpointFolder>;
 
+// The checkpoints of a run, newest first; those that lost their manifest, which nothing else takes
+// for checkpoints, come last.
+Folders find_folders(FileSystem& files, const std::string& run) {
+  Folders folders = train::find_checkpoints(files, run);
+  const std::string parent = run + "/checkpoints";
+  if (!files.is_directory(parent)) return folders;
+  for (const std::string& name : files.list(parent)) {
+    const std::string folder = parent + "/" + name;
+    if (name.starts_with("step-") && !name.ends_with(".partial") && files.is_directory(folder) &&
+        !files.exists(folder + "/manifest.json")) {
+      folders.push_back({0, folder});
+    }
+  }
+  return folders;
+}
+
 // The checkpoints that PATH stands for, newest first, and the action's exit code when it is done.
 int for_each_checkpoint(const std::string& action, const std::string& summary,
                         const std::string& footer, const Arguments& arguments,
@@ -31,7 +47,7 @@ int for_each_checkpoint(const std::string& action, const std::string& summary,
   PosixFileSystem files;
   AMOEBA_CHECK_KIND(kData, files.is_directory(path), "checkpoint ", action, ": '", path,
                     "' is not a folder; want a run's folder or one of its checkpoints");
-  Folders folders = train::find_checkpoints(files, path);
+  Folders folders = find_folders(files, path);
   if (files.exists(path + "/manifest.json")) folders = {{0, path}};
   AMOEBA_CHECK_KIND(kData, !folders.empty(), "checkpoint ", action, ": none in '", path,
                     "'; want a run's folder or one of its checkpoints");

@@ -264,7 +264,8 @@ class Usage(CliTest):
                             for action in ["show", "check", "keys", "presets", "flavors"]),
                           *(["tokenizer", action, "--help"]
                             for action in ["train", "encode", "decode"]),
-                          *(["data", action, "--help"] for action in ["prepare", "info"])]:
+                          *(["data", action, "--help"] for action in ["prepare", "info"]),
+                          *(["checkpoint", action, "--help"] for action in ["list", "verify"])]:
             with self.subTest(arguments):
                 result = self.succeed(*arguments)
                 self.assertIn(b"usage: amoeba", result.out.lower())
@@ -855,6 +856,10 @@ class Damage(CliTest):
             line = next(line for line in lines if line.startswith("damaged "))
             self.assertIn("step-00000004/optimizer-", line)
             self.assertIn(f"tensor '{name}'", line)
+        (self.folder / "kept/checkpoints/step-00000002/manifest.json").unlink()
+        result = self.amoeba("checkpoint", "list", "kept")
+        self.assertEqual(result.code, DATA, result)
+        self.assertIn(b"damaged  read 'kept/checkpoints/step-00000002/manifest.json'", result.out)
         self.refuse(["checkpoint", "verify", "text.txt"], DATA, "'text.txt' is not a folder")
         self.refuse(["checkpoint", "list", "folder"], DATA, "none in 'folder'")
         self.refuse(["train", *TINY, "--run.folder", "kept", "--training.steps", "8", "--resume",
