@@ -96,11 +96,15 @@ class DiskTrials {
   int64_t num_trials_ = 0, num_completed_ = 0, num_failed_ = 0;
 };
 
-constexpr const char* kModes[] = {"disabled", "async"};
+// The values of checkpoint.async_mode to try.
+std::vector<std::string> modes(const std::string& only) {
+  if (!only.empty()) return {only};
+  return {"disabled", "async"};
+}
 
 }  // namespace
 
-int64_t power_trials(int64_t stride, int64_t num_seeds) {
+int64_t power_trials(int64_t stride, int64_t num_seeds, const std::string& async_mode) {
   struct Way {
     Survival survival;
     const char* name;
@@ -109,7 +113,7 @@ int64_t power_trials(int64_t stride, int64_t num_seeds) {
                       {Survival::kReordered, "reorder"},
                       {Survival::kTorn, "tear"}};
   int64_t failed = 0;
-  for (const char* mode : kModes) {
+  for (const std::string& mode : modes(async_mode)) {
     DiskTrials trials(mode);
     for (int64_t i = 0; i < trials.num_operations(); i += stride) {
       for (const Way& way : ways) {
@@ -123,7 +127,7 @@ int64_t power_trials(int64_t stride, int64_t num_seeds) {
         }
       }
     }
-    std::printf("power, async_mode %s: %lld operations, %lld losses, %lld failures\n", mode,
+    std::printf("power, async_mode %s: %lld operations, %lld losses, %lld failures\n", mode.c_str(),
                 static_cast<long long>(trials.num_operations()),
                 static_cast<long long>(trials.num_trials()),
                 static_cast<long long>(trials.num_failed()));
@@ -132,7 +136,7 @@ int64_t power_trials(int64_t stride, int64_t num_seeds) {
   return failed;
 }
 
-int64_t fault_trials(int64_t stride) {
+int64_t fault_trials(int64_t stride, const std::string& async_mode) {
   struct Fault {
     const char* reason;
     bool short_write;
@@ -144,7 +148,7 @@ int64_t fault_trials(int64_t stride) {
       {"Input/output error", false, false},      {"Interrupted system call", false, false},
       {"Read-only file system", false, true}};
   int64_t failed = 0;
-  for (const char* mode : kModes) {
+  for (const std::string& mode : modes(async_mode)) {
     DiskTrials trials(mode);
     for (int64_t i = 0; i < trials.num_operations(); i += stride) {
       for (const Fault& fault : faults) {
