@@ -20,6 +20,7 @@ constexpr apps::Verb kVerbs[] = {
     {"generate", "write text with a trained model", apps::run_generate},
     {"eval", "loss of a trained model on text", apps::run_eval},
     {"export", "write a trained model as a Hugging Face folder", apps::run_export},
+    {"checkpoint", "list and verify checkpoints", apps::run_checkpoint},
     {"config", "show, check and explain configurations", apps::run_config},
     {"tokenizer", "train a tokenizer on text, encode, decode", apps::run_tokenizer},
     {"data", "encode text once for many runs; show a data set", apps::run_data},

@@ -3,12 +3,14 @@
 #include "amoeba/train.h"
 #include "apps/options.h"
 #include "apps/verbs.h"
+#include "base/clock.h"
 #include "base/text.h"
 #include "train/plain/config_layers.h"
 
 namespace amoeba::apps {
 
 int run_train(const Arguments& arguments) {
+  const Clock clock;  // of run.max_wall_minutes
   std::vector<std::string> configs;
   std::string resume;
   const Command command{
@@ -36,8 +38,12 @@ int run_train(const Arguments& arguments) {
   const auto loaded = train::load_config(files, configs, formats::parse_overrides(parsed.rest));
   catch_stop_signals();
   train::Progress progress = terminal_progress();
-  train::RunContext context{files, progress, terminal_log(progress), stop_requested,
-                            quote_command("train", arguments)};
+  train::RunContext context{files,
+                            progress,
+                            terminal_log(progress),
+                            stop_requested,
+                            quote_command("train", arguments),
+                            [&] { return clock.seconds(); }};
   const train::RunSummary summary = train::train(loaded->config, loaded->schema, context);
 
   std::printf("\n%s at step %lld after %s of training, %s tokens/s\n",

@@ -20,6 +20,7 @@ int run_find_lr(const Arguments& arguments);
 int run_generate(const Arguments& arguments);
 int run_eval(const Arguments& arguments);
 int run_export(const Arguments& arguments);
+int run_checkpoint(const Arguments& arguments);
 int run_config(const Arguments& arguments);
 int run_tokenizer(const Arguments& arguments);
 int run_data(const Arguments& arguments);

@@ -36,5 +36,10 @@ configure build/asan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE=ON
 build build/asan
 .venv/bin/ctest --test-dir build/asan --output-on-failure --no-tests=error
 
+say "work on two threads, under the thread sanitizer"
+configure build/tsan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE_THREADS=ON
+build build/tsan test_train_plain
+build/tsan/tests/test_train_plain --gtest_brief=1 --gtest_filter='Background.*'
+
 say "all tests"
 .venv/bin/ctest --test-dir build --output-on-failure --no-tests=error

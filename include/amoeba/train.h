@@ -13,18 +13,20 @@
 
 namespace amoeba::train {
 
-// What the caller lends to a run. Everything is used from the calling thread only.
+// What the caller lends to a run. All but `files` is used from the calling thread only.
 struct RunContext {
-  FileSystem& files;
+  FileSystem& files;  // with checkpoint.async_mode from another thread too
   Progress& progress;
   LogSink log;
   std::function<bool()> stop_requested;  // e.g. after SIGTERM: finish the step, save, return
   std::string command;                   // recorded in the report
+  // Seconds since the program began, for run.max_wall_minutes; empty: since the run began.
+  std::function<double()> wall_seconds = {};
 };
 
 struct RunSummary {
   int64_t step = 0;
-  bool stopped = false;        // by stop_requested, before all steps were done
+  bool stopped = false;        // by stop_requested or run.max_wall_minutes, before the last step
   double validation_loss = 0;  // nats a token; NaN when nothing was evaluated
   double bits_per_byte = 0;    // NaN when nothing was evaluated
   double train_seconds = 0;    // steps only, without set-up, evaluation and saving
@@ -35,6 +37,7 @@ struct RunSummary {
 };
 
 // Trains until training.steps. `schema` is config's, for the record of what was set where.
+// A save that fails is a warning, the last one of a session an error.
 // Errors: kUsage (contradictions, unknown backend), kData (files), kNumeric (too many rejected
 // steps one after the other; the last good state is saved first).
 RunSummary train(const RunConfig& config, const formats::Schema& schema, RunContext& context);

@@ -27,6 +27,7 @@ namespace {
   fail(ErrorKind::kData, cat(operation, " '", path, "': ", reason));
 }
 
+// strerror may be called from several threads since glibc 2.32.
 [[noreturn]] void fail_with_errno(const char* operation, const std::string& path) {
   fail_with(operation, path, std::strerror(errno));
 }
@@ -237,6 +238,10 @@ std::string parent_folder(const std::string& path) {
   if (slash == path.npos) return ".";
   const size_t end = path.find_last_not_of('/', slash);
   return end == path.npos ? "/" : path.substr(0, end + 1);
+}
+
+std::string absolute_path(const std::string& path) {
+  return std::filesystem::absolute(path).lexically_normal().string();
 }
 
 void create_directories_durably(FileSystem& files, const std::string& path) {

@@ -1,5 +1,6 @@
 // Every file operation of Amoeba goes through this interface, so that a test can make each one
-// fail. All functions throw Error(kData) with the operation, the path and the system's reason.
+// fail. All functions throw Error(kData) with the operation, the path and the system's reason. They
+// may be called from several threads at once; an open file is for one thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -64,6 +65,9 @@ class PosixFileSystem final : public FileSystem {
 
 // "a/b/" -> "a", "a" -> ".", "/a" -> "/".
 std::string parent_folder(const std::string& path);
+
+// `path` from the root on, as the working folder makes it.
+std::string absolute_path(const std::string& path);
 
 // create_directories, then a sync of the parent of `path` and of every folder that was missing.
 void create_directories_durably(FileSystem& files, const std::string& path);

@@ -1,11 +1,15 @@
 #include "train/load_model.h"
 
+#include <algorithm>
+
 #include "amoeba/error.h"
 #include "formats/hf_folder.h"
 #include "train/device.h"
 #include "train/model_config.h"
+#include "train/plain/checkpoint.h"
 #include "train/plain/config_layers.h"
 #include "train/plain/model_source.h"
+#include "train/saver.h"
 #include "train/start_weights.h"
 #include "train/state.h"
 
@@ -53,6 +57,10 @@ LoadedModel load_model(FileSystem& files, const std::string& path, const LoadMod
   loaded.folder = checkpoint.folder;
   loaded.step = checkpoint.step;
   make_schema(loaded.config).apply(checkpoint.config, checkpoint.folder + "/manifest.json: config");
+  // The copy beside the weights, so that the checkpoint can be used wherever it lies.
+  if (std::ranges::count(checkpoint.attached, kTokenizerFile) > 0) {
+    loaded.config.data.tokenizer = cat(checkpoint.folder, "/", kTokenizerFile);
+  }
   build(loaded, files, options);
   load_entries(checkpoint.weights, weight_tensors(*loaded.model), checkpoint.folder);
   loaded.model->store().refresh_compute();

@@ -201,7 +201,8 @@ int64_t block_backward(const Sizes& s, const Half& attention, const Half& networ
 }  // namespace
 
 int64_t MemoryPlan::tensors() const {
-  return weights + gradients + optimizer + shadow + activations + std::max(loss, backward);
+  return weights + gradients + optimizer + shadow + activations + std::max(loss, backward) +
+         snapshot;
 }
 
 MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
@@ -257,9 +258,13 @@ MemoryPlan plan_memory(const nn::ModelConfig& config, const StepSize& step) {
 MemoryPlan plan_memory(const RunConfig& config, int64_t tokenizer_vocab_size,
                        at::DeviceType device) {
   const TrainingSection& training = config.training;
-  return plan_memory(make_model_config(config, tokenizer_vocab_size),
-                     {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
-                      device, loss_chunk_bytes(training.loss_chunk_mib, device)});
+  MemoryPlan plan =
+      plan_memory(make_model_config(config, tokenizer_vocab_size),
+                  {training.local_batch_size, training.seq_len, resolve_dtype(training.dtype),
+                   device, loss_chunk_bytes(training.loss_chunk_mib, device)});
+  const bool copies = config.checkpoint.enable && config.checkpoint.async_mode == "async";
+  if (copies && device == at::kCPU) plan.snapshot = plan.weights + plan.optimizer;
+  return plan;
 }
 
 std::string describe(const MemoryPlan& plan) {
@@ -267,7 +272,8 @@ std::string describe(const MemoryPlan& plan) {
       {"weights ", plan.weights},         {"gradients ", plan.gradients},
       {"optimizer ", plan.optimizer},     {"shadow ", plan.shadow},
       {"activations ", plan.activations}, {"loss ", plan.loss},
-      {"backward ", plan.backward},       {"program ", plan.program}};
+      {"backward ", plan.backward},       {"snapshot ", plan.snapshot},
+      {"program ", plan.program}};
   std::vector<std::string> texts;
   for (const auto& [name, bytes] : parts) {
     if (bytes > 0) texts.push_back(name + format_bytes(bytes));

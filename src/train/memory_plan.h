@@ -33,6 +33,7 @@ struct MemoryPlan {
   int64_t activations = 0;  // kept from forward to backward in the configuration's mode
   int64_t loss = 0;         // a chunk of logits and what its products need
   int64_t backward = 0;     // temporaries of a layer's backward and what it computes again
+  int64_t snapshot = 0;     // copy of the state that is being saved; on the CPU only
 
   int64_t program = 0;  // beside tensors: LibTorch, its products' scratch memory, freed blocks
 

@@ -1,9 +1,12 @@
 #include "train/resume.h"
 
+#include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "amoeba/error.h"
+#include "base/clock.h"
 #include "train/state.h"
 
 namespace amoeba::train {
@@ -22,11 +25,51 @@ Value source_tokens(const TrainingData& data) {
   return tokens;
 }
 
+Value tokenizer_state(const formats::Tokenizer& tokenizer) {
+  return {Object{{"name", {tokenizer.name()}}, {"fingerprint", {tokenizer.fingerprint()}}}};
+}
+
+void make_absolute(Value& path) {
+  auto* text = std::get_if<std::string>(&path.data);
+  if (text != nullptr) *text = absolute_path(*text);
+}
+
+// A configuration whose data is found from any working folder.
+Value with_absolute_paths(Value config) {
+  auto* sections = std::get_if<Object>(&config.data);
+  if (sections == nullptr) return config;
+  for (auto& [section, keys] : *sections) {
+    if (section != "data" || keys.get_if<Object>() == nullptr) continue;
+    for (auto& [key, value] : std::get<Object>(keys.data)) {
+      if (key == "path" && value.get_if<formats::Array>() != nullptr) {
+        for (Value& path : std::get<formats::Array>(value.data)) make_absolute(path);
+      }
+      const auto* name = value.get_if<std::string>();
+      if (key == "tokenizer" && name != nullptr && *name != "bytes") make_absolute(value);
+    }
+  }
+  return config;
+}
+
+// Before anything is loaded: ids of another tokenizer mean other text.
+void check_tokenizer(const Checkpoint& checkpoint, const formats::Tokenizer& tokenizer,
+                     const std::string& what) {
+  const Value& then = checkpoint.state.at("tokenizer", what);
+  const std::string& fingerprint = then.string_at("fingerprint", what);
+  // Empty: written before fingerprints were kept.
+  AMOEBA_CHECK_KIND(kData, fingerprint.empty() || fingerprint == tokenizer.fingerprint(),
+                    "resume: ", checkpoint.folder, " was trained with tokenizer '",
+                    then.string_at("name", what), "' (", fingerprint, "), data.tokenizer is '",
+                    tokenizer.name(), "' (", tokenizer.fingerprint(),
+                    "); give the same one, or start anew in another --run.folder");
+}
+
 void warn_of_changed_keys(const Checkpoint& checkpoint, const formats::Schema& schema,
                           const LogSink& log) {
-  const Value now = schema.to_value();
+  const Value now = with_absolute_paths(schema.to_value());
+  const Value config = with_absolute_paths(checkpoint.config);
   for (const char* section : {"model", "moe", "training", "optimizer", "lr_scheduler", "data"}) {
-    const Value *before_section = checkpoint.config.find(section), *now_section = now.find(section);
+    const Value *before_section = config.find(section), *now_section = now.find(section);
     if (before_section == nullptr || now_section == nullptr) continue;
     for (const auto& [key, value] : *now_section->get_if<Object>()) {
       const Value* before = before_section->find(key);
@@ -82,10 +125,14 @@ std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& 
 
 int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
                 const LogSink& log) {
+  AMOEBA_CHECK_KIND(kData, !checkpoint.weights_only, "resume: ", checkpoint.folder,
+                    " holds weights only (checkpoint.last_save_model_only), want a checkpoint with "
+                    "the optimizer's state");
+  const std::string what = checkpoint.folder + "/manifest.json: state";
+  check_tokenizer(checkpoint, *setup.tokenizer, what);
   warn_of_changed_keys(checkpoint, schema, log);
   load_entries(checkpoint.weights, weight_tensors(setup.model), checkpoint.folder);
   load_entries(checkpoint.optimizer, optimizer_tensors(setup.model), checkpoint.folder);
-  const std::string what = checkpoint.folder + "/manifest.json: state";
   setup.optimizer.num_steps().fill_(
       static_cast<double>(checkpoint.state.integer_at("optimizer_steps", what)));
   const std::string then = formats::write_json(checkpoint.state.at("source_tokens", what));
@@ -99,20 +146,33 @@ int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schem
   return checkpoint.state.integer_at("tokens_seen", what);
 }
 
-std::string save_state(FileSystem& files, Setup& setup, const formats::Schema& schema, int64_t step,
-                       int64_t tokens_seen) {
-  CheckpointContent content;
+void take_snapshot(Snapshot& snapshot, Setup& setup, const formats::Schema& schema, int64_t step,
+                   int64_t tokens_seen, const SnapshotOptions& options) {
+  std::vector<NamedTensor> tensors = weight_tensors(setup.model);
+  const size_t num_weights = tensors.size();
+  for (size_t i = 0; options.dtype != at::kFloat && i + 1 < num_weights; ++i) {  // last: the bias
+    tensors[i].tensor = tensors[i].tensor.to(options.dtype);
+  }
+  if (!options.weights_only) {
+    for (NamedTensor& tensor : optimizer_tensors(setup.model)) tensors.push_back(std::move(tensor));
+  }
+  CheckpointContent& content = snapshot.content;
+  content = {};
   content.step = step;
-  std::vector<at::Tensor> storage;
-  content.weights = to_entries(weight_tensors(setup.model), storage);
-  content.optimizer = to_entries(optimizer_tensors(setup.model), storage);
+  content.weights_only = options.weights_only;
+  content.saved_at = static_cast<int64_t>(unix_seconds());
+  content.weights = to_entries(tensors, snapshot.storage, options.copy);
+  const auto first_of_optimizer = content.weights.begin() + static_cast<int64_t>(num_weights);
+  content.optimizer.assign(std::make_move_iterator(first_of_optimizer),
+                           std::make_move_iterator(content.weights.end()));
+  content.weights.resize(num_weights);
   const auto optimizer_steps = static_cast<int64_t>(setup.optimizer.num_steps().item<double>());
   content.state.data = Object{{"optimizer_steps", {optimizer_steps}},
                               {"tokens_seen", {tokens_seen}},
                               {"source_tokens", source_tokens(setup.data)},
+                              {"tokenizer", tokenizer_state(*setup.tokenizer)},
                               {"data", setup.loader.cursor().to_value()}};
-  content.config = schema.to_value();
-  return save_checkpoint(files, setup.config.run.folder, content);
+  content.config = with_absolute_paths(schema.to_value());
 }
 
 }  // namespace amoeba::train

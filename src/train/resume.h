@@ -18,12 +18,25 @@ std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& 
                                             const LogSink& log);
 
 // Loads weights, optimizer and place in the data; returns the tokens seen. Error(kData) for another
-// model or another text; a warning for every other setting that changed.
+// model, another tokenizer, another text, or a checkpoint of weights only; a warning for every
+// other setting that changed.
 int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
                 const LogSink& log);
 
-// Writes the state after `step` and returns the checkpoint's folder.
-std::string save_state(FileSystem& files, Setup& setup, const formats::Schema& schema, int64_t step,
-                       int64_t tokens_seen);
+// A state in host memory, to be saved.
+struct Snapshot {
+  CheckpointContent content;        // without attached files
+  std::vector<at::Tensor> storage;  // what its tensors point into
+};
+
+struct SnapshotOptions {
+  bool weights_only = false;
+  at::ScalarType dtype = at::kFloat;  // of the weights; the balance bias stays float
+  bool copy = false;                  // of everything: training may go on
+};
+
+// Puts the state after `step` into `snapshot`, whose memory is used again.
+void take_snapshot(Snapshot& snapshot, Setup& setup, const formats::Schema& schema, int64_t step,
+                   int64_t tokens_seen, const SnapshotOptions& options);
 
 }  // namespace amoeba::train

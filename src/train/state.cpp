@@ -1,7 +1,9 @@
 #include "train/state.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <optional>
 #include <unordered_map>
 
 #include "amoeba/error.h"
@@ -14,6 +16,26 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   return text + "]";
+}
+
+struct TypeName {
+  const char* name;
+  at::ScalarType type;
+};
+constexpr TypeName kTypes[] = {{"F32", at::kFloat}, {"BF16", at::kBFloat16}, {"F16", at::kHalf}};
+
+std::string dtype_name(at::ScalarType type) {
+  for (const TypeName& known : kTypes) {
+    if (known.type == type) return known.name;
+  }
+  AMOEBA_ASSERT(false);
+}
+
+std::optional<at::ScalarType> parse_dtype(const std::string& name) {
+  for (const TypeName& known : kTypes) {
+    if (known.name == name) return known.type;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -37,15 +59,25 @@ std::vector<NamedTensor> optimizer_tensors(nn::Model& model) {
 }
 
 std::vector<formats::TensorEntry> to_entries(const std::vector<NamedTensor>& tensors,
-                                             std::vector<at::Tensor>& storage) {
+                                             std::vector<at::Tensor>& storage, bool copy) {
+  storage.resize(tensors.size());
   std::vector<formats::TensorEntry> entries;
-  for (const NamedTensor& named : tensors) {
-    AMOEBA_ASSERT(named.tensor.scalar_type() == at::kFloat);
-    const at::Tensor host = named.tensor.to(at::kCPU).contiguous();
-    storage.push_back(host);
-    entries.push_back({named.name, "F32", host.sizes().vec(),
-                       std::as_bytes(std::span(host.const_data_ptr<float>(),
-                                               static_cast<size_t>(host.numel())))});
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const at::Tensor& tensor = tensors[i].tensor;
+    if (copy || !tensor.is_cpu() || !tensor.is_contiguous()) {
+      at::Tensor& kept = storage[i];
+      const bool fits = kept.defined() && kept.sizes() == tensor.sizes() &&
+                        kept.scalar_type() == tensor.scalar_type() && !kept.is_alias_of(tensor);
+      if (!fits) kept = at::empty(tensor.sizes(), tensor.options().device(at::kCPU));
+      kept.copy_(tensor);
+    } else {
+      storage[i] = tensor;
+    }
+    entries.push_back(
+        {tensors[i].name,
+         dtype_name(tensor.scalar_type()),
+         tensor.sizes().vec(),
+         {static_cast<const std::byte*>(storage[i].const_data_ptr()), storage[i].nbytes()}});
   }
   return entries;
 }
@@ -59,12 +91,13 @@ void load_entries(const std::vector<formats::TensorEntry>& entries,
     AMOEBA_CHECK_KIND(kData, found != by_name.end(), source, ": tensor '", named.name,
                       "' is missing; was the checkpoint made with another model configuration?");
     const formats::TensorEntry& entry = *found->second;
-    AMOEBA_CHECK_KIND(kData, entry.dtype == "F32" && named.tensor.sizes() == entry.shape, source,
-                      ": tensor '", named.name, "' is ", entry.dtype, " ", shape_text(entry.shape),
-                      ", want F32 ", shape_text(named.tensor.sizes().vec()),
+    const std::optional<at::ScalarType> type = parse_dtype(entry.dtype);
+    AMOEBA_CHECK_KIND(kData, type && named.tensor.sizes() == entry.shape, source, ": tensor '",
+                      named.name, "' is ", entry.dtype, " ", shape_text(entry.shape), ", want F32 ",
+                      shape_text(named.tensor.sizes().vec()),
                       "; was the checkpoint made with another model configuration?");
     const at::Tensor view = at::from_blob(const_cast<std::byte*>(entry.data.data()), entry.shape,
-                                          at::TensorOptions(at::kFloat));
+                                          at::TensorOptions(*type));
     at::Tensor(named.tensor).copy_(view);
     by_name.erase(found);
   }

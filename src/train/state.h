@@ -21,12 +21,14 @@ std::vector<NamedTensor> weight_tensors(nn::Model& model);
 // `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`.
 std::vector<NamedTensor> optimizer_tensors(nn::Model& model);
 
-// Entries over the tensors' bytes; `storage` keeps copies of what is not contiguous on the CPU.
+// Entries over the tensors' bytes in host memory. `storage` holds what they point into: the tensors
+// themselves, and copies of what is elsewhere, is not contiguous or, with `copy`, of all. Copies go
+// into the tensors that an earlier call left in `storage` where they fit.
 std::vector<formats::TensorEntry> to_entries(const std::vector<NamedTensor>& tensors,
-                                             std::vector<at::Tensor>& storage);
+                                             std::vector<at::Tensor>& storage, bool copy);
 
-// Copies entries into tensors of the same names. Error(kData) for a missing or unknown name, or a
-// dtype or shape that differs, naming the tensor and `source`.
+// Copies entries into tensors of the same names. Error(kData) for a missing or unknown name, a type
+// that is no float of 16 or 32 bits, or a shape that differs, naming the tensor and `source`.
 void load_entries(const std::vector<formats::TensorEntry>& entries,
                   const std::vector<NamedTensor>& tensors, const std::string& source);
 

@@ -20,8 +20,10 @@
 #include "train/plain/report.h"
 #include "train/plain/schedule.h"
 #include "train/plain/tensorboard.h"
+#include "train/plain/wall_time.h"
 #include "train/profiler.h"
 #include "train/resume.h"
+#include "train/saver.h"
 #include "train/setup.h"
 #include "train/start_weights.h"
 #include "train/step_record.h"
@@ -50,6 +52,9 @@ class Run {
   [[noreturn]] void give_up();
   void validate();
   void save();
+  void finish_save();
+  void save_at_end();
+  std::string stop_reason() const;
   std::string sample();
   void finish(RunSummary& summary, const std::string& reason);
 
@@ -61,11 +66,15 @@ class Run {
   nn::ModelSize size_;
   std::unique_ptr<MetricsWriter> metrics_;
   std::unique_ptr<formats::EventWriter> events_;  // null: off
+  CheckpointSaver saver_;
+  WallTime wall_time_;
 
   int64_t step_ = 0;  // optimizer steps done, rejected ones included
   int64_t tokens_seen_ = 0;
   int64_t rejected_in_a_row_ = 0;
-  int64_t saved_step_ = -1;
+  int64_t saved_step_ = -1;  // on disk, or on its way
+  double save_wait_ = 0;     // seconds that the save under way has cost so far
+  std::string save_error_;   // of the last save; empty: it was fine
   int64_t validated_step_ = -1;
   int64_t session_tokens_ = 0;
   double session_seconds_ = 0;
@@ -79,7 +88,9 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
       schema_(schema),
       context_(context),
       setup_(context.files, config),
-      size_(setup_.model.size(config.training.seq_len)) {}
+      size_(setup_.model.size(config.training.seq_len)),
+      saver_(context.files, setup_, schema),
+      wall_time_(config.run) {}
 
 std::string backend_reason(const nn::ExpertChoice& choice, const std::string& asked) {
   if (choice.backend == nullptr) return "every layer is dense";
@@ -101,7 +112,7 @@ void Run::start() {
   } else {
     load_start_weights(context_.files, config_, setup_.model, context_.log);
   }
-  context_.files.create_directories(folder);
+  create_directories_durably(context_.files, folder);
   write_file_atomically(context_.files, folder + "/config.toml", schema_.write_toml(true));
   metrics_ = std::make_unique<MetricsWriter>(context_.files, folder + "/metrics.jsonl");
   if (config_.metrics.tensorboard) {
@@ -157,17 +168,54 @@ void Run::write(const Record& record) {
   if (events_) events_->write(record.step, unix_seconds(), to_scalars(record));
 }
 
+// Begins to save this step, after the save before it; without checkpoint.async_mode ends it too.
 void Run::save() {
   if (!config_.checkpoint.enable || saved_step_ == step_) return;
+  finish_save();
   context_.progress.live("saving checkpoint", clock_.seconds());
-  checkpoint_ = save_state(context_.files, setup_, schema_, step_, tokens_seen_);
+  const double began = clock_.seconds();
+  saver_.start(step_, tokens_seen_);
   saved_step_ = step_;
-  try {
-    prune_checkpoints(context_.files, config_.run.folder, config_.checkpoint.keep_latest_k);
-  } catch (const Error& error) {
-    // The new checkpoint is in place: an older damaged one is no reason to end the run.
-    context_.log(LogLevel::kWarning, cat("checkpoint: no older one is removed: ", error.what()));
+  save_wait_ = clock_.seconds() - began;
+  if (config_.checkpoint.async_mode == "disabled") finish_save();
+}
+
+// Waits for the save under way, if any, and says what came of it.
+void Run::finish_save() {
+  if (!saver_.under_way()) return;
+  const double began = clock_.seconds();
+  SaveOutcome outcome = saver_.finish();
+  CheckpointRecord& record = outcome.record;
+  record.wait_seconds = save_wait_ + clock_.seconds() - began;
+  save_error_ = record.error;
+  wall_time_.add_save(record.seconds);
+  if (record.error.empty()) {
+    checkpoint_ = record.folder;
+    const auto milliseconds = [](double seconds) { return static_cast<int64_t>(1000 * seconds); };
+    context_.log(LogLevel::kInfo,
+                 cat("checkpoint: ", record.folder, ", ", format_bytes(record.bytes), " in ",
+                     milliseconds(record.seconds), " ms, training waited ",
+                     milliseconds(record.wait_seconds), " ms"));
+  } else {
+    if (saved_step_ == record.step) saved_step_ = -1;
+    context_.log(LogLevel::kWarning, cat("checkpoint: step ", record.step, " is not saved: ",
+                                         record.error, "; the run goes on, the last checkpoint is ",
+                                         checkpoint_.empty() ? "none" : checkpoint_));
   }
+  if (!outcome.prune_error.empty()) {
+    // The new checkpoint is in place: an older damaged one is no reason to end the run.
+    context_.log(LogLevel::kWarning,
+                 cat("checkpoint: no older one is removed: ", outcome.prune_error));
+  }
+  metrics_->write(record);
+}
+
+// The last save of a session, whose failure is the run's.
+void Run::save_at_end() {
+  finish_save();
+  save();
+  finish_save();
+  AMOEBA_CHECK_KIND(kData, save_error_.empty(), save_error_);
 }
 
 StepBatch Run::next_batch() {
@@ -191,6 +239,7 @@ StepResult Run::step(double lr) {
     tokens_seen_ += batch.num_tokens;
     session_tokens_ += batch.num_tokens;
     session_seconds_ += seconds;
+    wall_time_.add_step(seconds);
     interval_.tokens += batch.num_tokens;
     interval_.steps += 1;
     interval_.seconds += seconds;
@@ -252,7 +301,7 @@ bool Run::count_rejection(const StepResult& result) {
 }
 
 [[noreturn]] void Run::give_up() {
-  save();
+  save_at_end();
   RunSummary summary;
   finish(summary, "too many steps in a row were not finite");
   fail(ErrorKind::kNumeric,
@@ -273,7 +322,9 @@ void Run::validate() {
   options.progress = [&](int64_t done, int64_t total) {
     context_.progress.live(format_work("evaluating", done, total, "windows"), clock_.seconds());
   };
+  const double began = clock_.seconds();
   const Evaluation evaluation = evaluate(setup_.model, setup_.data.validation, options);
+  wall_time_.add_validation(clock_.seconds() - began);
   if (!evaluation.complete) return;  // a part of the windows compares with nothing
   evaluation_ = evaluation;
   validated_step_ = step_;
@@ -322,9 +373,19 @@ void Run::finish(RunSummary& summary, const std::string& reason) {
   context_.progress.clear();
 }
 
+// Why the run must end before its last step; empty: it may go on.
+std::string Run::stop_reason() const {
+  if (context_.stop_requested()) return "stopped by a signal";
+  const double now = context_.wall_seconds ? context_.wall_seconds() : clock_.seconds();
+  const int64_t interval = config_.validation.interval;
+  if (!wall_time_.is_up(now, interval > 0 && (step_ + 1) % interval == 0)) return "";
+  return cat("stopped before run.max_wall_minutes, ", config_.run.max_wall_minutes, ", was over");
+}
+
 RunSummary Run::train() {
   start();
   RunSummary summary;
+  std::string reason = "completed";
   const int64_t steps = config_.training.steps;
   const auto due = [&](int64_t interval) { return interval > 0 && step_ % interval == 0; };
   while (step_ < steps && !summary.stopped) {
@@ -336,18 +397,26 @@ RunSummary Run::train() {
       context_.progress.live(cat("step: ", step_, "/", steps, "  loss: ", result.loss),
                              clock_.seconds());
     }
+    if (saver_.done()) finish_save();
     if (count_rejection(result)) give_up();
-    if (due(config_.checkpoint.interval)) save();
+    if (step_ == steps) save_at_end();  // first: a second signal ends the process at once
+    if (due(config_.checkpoint.interval) || (step_ == 1 && config_.checkpoint.save_first_step)) {
+      save();
+    }
     if (due(config_.validation.interval)) validate();
-    summary.stopped = step_ < steps && context_.stop_requested();
-    if (summary.stopped) save();
+    if (step_ == steps) break;
+    if (const std::string why = stop_reason(); !why.empty()) {
+      summary.stopped = true;
+      reason = why;
+      context_.log(LogLevel::kInfo, cat(why, ": saving step ", step_));
+      save_at_end();
+    }
   }
   if (!summary.stopped) {
-    save();  // first: a second signal ends the process at once
     validate();
     summary.sample = sample();
   }
-  finish(summary, summary.stopped ? "stopped by a signal" : "completed");
+  finish(summary, reason);
   return summary;
 }
 

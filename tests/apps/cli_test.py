@@ -25,7 +25,7 @@ import unittest
 BINARY = ""  # set by main
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
-VERBS = ["train", "find-lr", "generate", "eval", "config", "tokenizer", "data", "doctor"]
+VERBS = ["train", "find-lr", "generate", "eval", "checkpoint", "config", "tokenizer", "data", "doctor"]
 BACKENDS = ["fused", "grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
 TIMEOUT = 60  # seconds until a process that hangs fails its test
 
@@ -163,6 +163,9 @@ class Usage(CliTest):
         ("tokenizer train --input text.txt", "--output is missing"),
         ("tokenizer train --input text.txt --output t.json --vocab-size 9", "9", "257"),
         ("tokenizer encode --tokenizer missing.json", "'missing.json'", "tokenizer.json"),
+        ("checkpoint", "action is missing", "list, verify"),
+        ("checkpoint verify", "got 0 arguments, want one"),
+        ("checkpoint list --all", "want one: a run's folder or a checkpoint's"),
         ("data", "action is missing", "prepare, info"),
         ("data info", "--path is missing"),
         ("data prepare --input text.txt", "--output is missing"),
@@ -261,7 +264,8 @@ class Usage(CliTest):
                             for action in ["show", "check", "keys", "presets", "flavors"]),
                           *(["tokenizer", action, "--help"]
                             for action in ["train", "encode", "decode"]),
-                          *(["data", action, "--help"] for action in ["prepare", "info"])]:
+                          *(["data", action, "--help"] for action in ["prepare", "info"]),
+                          *(["checkpoint", action, "--help"] for action in ["list", "verify"])]:
             with self.subTest(arguments):
                 result = self.succeed(*arguments)
                 self.assertIn(b"usage: amoeba", result.out.lower())
@@ -829,6 +833,37 @@ class Damage(CliTest):
                 self.assertFalse(list(run.glob("checkpoints/*.replaced")))
                 self.succeed("generate", "--checkpoint", newest, "--prompt", "x",
                              "--num-threads", "1", "--num-tokens", "1")
+
+    def test_checkpoints_are_listed_and_verified(self):
+        self.succeed("train", *TINY, "--run.folder", "kept", "--checkpoint.interval", "2",
+                     "--checkpoint.last_save_model_only", "true",
+                     "--checkpoint.export_dtype", "bfloat16")
+        listed = self.succeed("checkpoint", "list", "kept").out.decode().splitlines()
+        self.assertEqual(len(listed), 4)
+        for line, step, content in zip(listed[1:], [6, 4, 2], ["weights", "full", "full"]):
+            self.assertRegex(line, rf"^ +{step} +{step * 64} +[\d.]+ KiB +\d+s  {content} +2  "
+                                   rf"kept/checkpoints/step-0000000{step}$")
+        lines = self.succeed("checkpoint", "verify", "kept/").out.decode().splitlines()
+        self.assertEqual([line[:42] for line in lines],
+                         [f"ok       kept/checkpoints/step-0000000{step}: s" for step in (6, 4, 2)])
+        damaged = self.folder / "kept/checkpoints/step-00000004"
+        name = self.flip(damaged, "optimizer")
+        for path, num_lines in [("kept", 3), (damaged, 1)]:
+            result = self.amoeba("checkpoint", "verify", path)
+            self.assertEqual(result.code, DATA, result)
+            lines = result.out.decode().splitlines()
+            self.assertEqual(len(lines), num_lines)
+            line = next(line for line in lines if line.startswith("damaged "))
+            self.assertIn("step-00000004/optimizer-", line)
+            self.assertIn(f"tensor '{name}'", line)
+        (self.folder / "kept/checkpoints/step-00000002/manifest.json").unlink()
+        result = self.amoeba("checkpoint", "list", "kept")
+        self.assertEqual(result.code, DATA, result)
+        self.assertIn(b"damaged  read 'kept/checkpoints/step-00000002/manifest.json'", result.out)
+        self.refuse(["checkpoint", "verify", "text.txt"], DATA, "'text.txt' is not a folder")
+        self.refuse(["checkpoint", "list", "folder"], DATA, "none in 'folder'")
+        self.refuse(["train", *TINY, "--run.folder", "kept", "--training.steps", "8", "--resume",
+                     "auto"], DATA, "step-00000006 holds weights only", only=False)
 
     def test_damage_asked_for_by_name_is_refused(self):
         self.succeed("train", *TINY, "--run.folder", "named")

@@ -1,5 +1,6 @@
 #include "support/faults.h"
 
+#include <mutex>
 #include <utility>
 
 #include "amoeba/error.h"
@@ -22,13 +23,24 @@ struct FaultyFileSystem::Plan {
   std::string reason;
   bool for_good = false;
 
+  std::mutex mutex;     // over all of the plan
   bool broken = false;  // the fault has happened and stays
   std::array<int64_t, kNumOperationKinds> counts{};
   std::vector<std::string> log;
 
+  // In place: open files share the plan.
+  void reset() {
+    fault = Fault::kNone;
+    kind.reset();
+    broken = false;
+    counts = {};
+    log.clear();
+  }
+
   // Counts one operation; at the fault runs `half_done` where the fault leaves traces, and throws.
   template <typename HalfDone>
   void pass(Operation operation, const std::string& path, HalfDone&& half_done) {
+    const std::lock_guard lock(mutex);
     const int64_t number =
         kind ? counts[static_cast<size_t>(operation)] : static_cast<int64_t>(log.size());
     ++counts[static_cast<size_t>(operation)];
@@ -75,7 +87,7 @@ FaultyFileSystem::FaultyFileSystem(FileSystem& inner)
 FaultyFileSystem::~FaultyFileSystem() = default;
 
 void FaultyFileSystem::fail_at(int64_t index, std::string reason, bool for_good) {
-  *plan_ = {};
+  plan_->reset();
   plan_->fault = Plan::Fault::kFail;
   plan_->index = index;
   plan_->reason = std::move(reason);

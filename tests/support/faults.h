@@ -34,6 +34,8 @@ const char* operation_name(Operation operation);
 // The process is gone. Not an amoeba::Error, so that code under test cannot take it for a failure.
 struct PowerLoss {};
 
+// Several threads may use it; the fault is chosen and the log read while none does. A removal that
+// power is lost in must not run beside others' operations on its folder.
 class FaultyFileSystem final : public FileSystem {
  public:
   explicit FaultyFileSystem(FileSystem& inner);

@@ -67,7 +67,7 @@ struct MemoryFileSystem::Node {
   void reboot(Survival survival, std::mt19937_64& random) {
     if (directory) {
       if (survival == Survival::kSyncedOnly) entries = durable_entries;
-      if (survival == Survival::kTorn) {
+      if (survival == Survival::kReordered || survival == Survival::kTorn) {
         entries = durable_entries;
         for (const Change& made : pending) {
           if (random() % 2 == 0) made.apply(entries);
@@ -79,18 +79,23 @@ struct MemoryFileSystem::Node {
       return;
     }
     if (survival == Survival::kSyncedOnly) data = durable_data;
+    if (survival == Survival::kReordered && random() % 2 == 0) data = durable_data;
     if (survival == Survival::kTorn && data != durable_data) tear(random);
     durable_data = data;
   }
 
-  // The old data, or the new cut short with some 16-byte blocks never written.
+  // The old data, or the new cut short with some 16-byte blocks never written; bytes that were
+  // synced and not changed since stay.
   void tear(std::mt19937_64& random) {
     if (random() % 4 == 0) {
       data = durable_data;
       return;
     }
-    if (random() % 2 == 0) data.resize(random() % (data.size() + 1));
-    for (size_t begin = 0; begin < data.size(); begin += 16) {
+    const size_t same = static_cast<size_t>(
+        std::mismatch(data.begin(), data.end(), durable_data.begin(), durable_data.end()).first -
+        data.begin());
+    if (random() % 2 == 0) data.resize(same + random() % (data.size() - same + 1));
+    for (size_t begin = same; begin < data.size(); begin += 16) {
       if (random() % 8 == 0)
         std::fill_n(data.begin() + static_cast<int64_t>(begin),
                     std::min<size_t>(16, data.size() - begin), '\0');
@@ -106,12 +111,15 @@ struct MemoryFileSystem::Place {
 
 class MemoryFileSystem::File final : public WritableFile {
  public:
-  explicit File(NodePointer node) : node_(std::move(node)) {}
+  File(NodePointer node, std::shared_ptr<std::mutex> mutex)
+      : node_(std::move(node)), mutex_(std::move(mutex)) {}
   void write(std::span<const std::byte> data) override {
+    const std::lock_guard lock(*mutex_);
     AMOEBA_ASSERT(node_ != nullptr);
     node_->data.append(reinterpret_cast<const char*>(data.data()), data.size());
   }
   void sync() override {
+    const std::lock_guard lock(*mutex_);
     AMOEBA_ASSERT(node_ != nullptr);
     node_->durable_data = node_->data;
   }
@@ -122,17 +130,23 @@ class MemoryFileSystem::File final : public WritableFile {
 
  private:
   NodePointer node_;
+  std::shared_ptr<std::mutex> mutex_;
 };
 
-MemoryFileSystem::MemoryFileSystem() : root_(std::make_shared<Node>()) { root_->directory = true; }
+MemoryFileSystem::MemoryFileSystem()
+    : mutex_(std::make_shared<std::mutex>()), root_(std::make_shared<Node>()) {
+  root_->directory = true;
+}
 MemoryFileSystem::~MemoryFileSystem() = default;
 
 void MemoryFileSystem::reboot(Survival survival, uint64_t seed) {
+  const std::lock_guard lock(*mutex_);
   std::mt19937_64 random(seed);
   root_->reboot(survival, random);
 }
 
 void MemoryFileSystem::corrupt(const std::string& path, std::string content) {
+  const std::lock_guard lock(*mutex_);
   const NodePointer node = require("corrupt", path, false);
   node->data = node->durable_data = std::move(content);
 }
@@ -170,6 +184,7 @@ MemoryFileSystem::Place MemoryFileSystem::place(const char* operation,
 
 std::unique_ptr<WritableFile> MemoryFileSystem::open(const char* operation, const std::string& path,
                                                      bool truncate) {
+  const std::lock_guard lock(*mutex_);
   Place at = place(operation, path);
   if (at.node && at.node->directory) fail_with(operation, path, "Is a directory");
   if (!at.node) {
@@ -177,7 +192,7 @@ std::unique_ptr<WritableFile> MemoryFileSystem::open(const char* operation, cons
     at.folder->change({at.node, "", at.name});
   }
   if (truncate) at.node->data.clear();
-  return std::make_unique<File>(at.node);
+  return std::make_unique<File>(at.node, mutex_);
 }
 
 std::unique_ptr<WritableFile> MemoryFileSystem::create(const std::string& path) {
@@ -189,6 +204,7 @@ std::unique_ptr<WritableFile> MemoryFileSystem::append(const std::string& path) 
 }
 
 std::string MemoryFileSystem::read(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
   return require("read", path, false)->data;
 }
 
@@ -206,23 +222,30 @@ std::unique_ptr<MappedFile> MemoryFileSystem::map(const std::string& path) {
     size_t size_;
     std::unique_ptr<std::byte[]> bytes_;
   };
+  const std::lock_guard lock(*mutex_);
   return std::make_unique<Mapped>(require("map", path, false)->data);
 }
 
-bool MemoryFileSystem::exists(const std::string& path) { return find(path) != nullptr; }
+bool MemoryFileSystem::exists(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
+  return find(path) != nullptr;
+}
 
 bool MemoryFileSystem::is_directory(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
   const NodePointer node = find(path);
   return node && node->directory;
 }
 
 std::vector<std::string> MemoryFileSystem::list(const std::string& directory) {
+  const std::lock_guard lock(*mutex_);
   std::vector<std::string> names;
   for (const auto& [name, node] : require("list", directory, true)->entries) names.push_back(name);
   return names;
 }
 
 void MemoryFileSystem::create_directories(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
   NodePointer node = root_;
   for (const std::string& part : path_parts(path)) {
     if (!node->directory) fail_with("create folder", path, "Not a directory");
@@ -237,12 +260,14 @@ void MemoryFileSystem::create_directories(const std::string& path) {
 }
 
 void MemoryFileSystem::sync_directory(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
   const NodePointer node = require("sync folder", path, true);
   node->durable_entries = node->entries;
   node->pending.clear();
 }
 
 void MemoryFileSystem::rename(const std::string& from, const std::string& to) {
+  const std::lock_guard lock(*mutex_);
   const Place source = place("rename", from);
   const Place target = place("rename", to);
   AMOEBA_ASSERT(source.folder == target.folder);
@@ -253,10 +278,15 @@ void MemoryFileSystem::rename(const std::string& from, const std::string& to) {
 }
 
 void MemoryFileSystem::remove_all(const std::string& path) {
+  const std::lock_guard lock(*mutex_);
+  remove_tree(path);
+}
+
+void MemoryFileSystem::remove_tree(const std::string& path) {
   if (!find(path)) return;
   const Place at = place("remove", path);
   const Node::Entries children = at.node->entries;
-  for (const auto& [name, node] : children) remove_all(path + "/" + name);
+  for (const auto& [name, node] : children) remove_tree(path + "/" + name);
   at.folder->change({nullptr, at.name, ""});
 }
 

@@ -1,11 +1,12 @@
-// A file system in memory that knows what a power loss would leave: file data is durable after
-// sync() of the file, a new name, a rename or a removal after sync_directory() of its folder,
-// nothing else.
+// A file system in memory, for several threads, that knows what a power loss would leave: file data
+// is durable after sync() of the file, a new name, a rename or a removal after sync_directory() of
+// its folder, nothing else.
 #pragma once
 
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,8 @@ namespace amoeba::test {
 enum class Survival {
   kSyncedOnly,  // none
   kAll,         // all: a killed process, not a power loss
-  kTorn,  // random ones: each name change or not, in order; of file data a part, holes as zeros
+  kReordered,   // random ones: each name change or not; of each file the old data or the new
+  kTorn,        // the same, but of file data a part, holes as zeros
 };
 
 class MemoryFileSystem final : public FileSystem {
@@ -54,6 +56,9 @@ class MemoryFileSystem final : public FileSystem {
   Place place(const char* operation, const std::string& path) const;
   std::unique_ptr<WritableFile> open(const char* operation, const std::string& path, bool truncate);
 
+  void remove_tree(const std::string& path);
+
+  std::shared_ptr<std::mutex> mutex_;  // over all below; shared with the open files
   NodePointer root_;
   int64_t free_bytes_ = std::numeric_limits<int64_t>::max();
 };

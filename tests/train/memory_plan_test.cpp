@@ -161,6 +161,18 @@ TEST(Train, WarnsOfWhatDoesNotFit) {
   EXPECT_NE(lab.log.find(want), std::string::npos) << lab.log;
 }
 
+TEST(PlannedMemory, ACopyOfTheStateThatIsSavedInTheBackground) {
+  train::RunConfig config = small_config();
+  const auto plan = [&](at::DeviceType device) { return plan_memory(config, 257, device); };
+  EXPECT_EQ(plan(at::kCPU).snapshot, 0);
+  config.checkpoint.async_mode = "async";
+  const train::MemoryPlan copied = plan(at::kCPU);
+  EXPECT_EQ(copied.snapshot, copied.weights + copied.optimizer);
+  EXPECT_EQ(plan(at::kCUDA).snapshot, 0);  // the copy is in host memory
+  config.checkpoint.enable = false;
+  EXPECT_EQ(plan(at::kCPU).total(), copied.total() - copied.snapshot);
+}
+
 TEST(Train, SaysWhatItWillTake) {
   Lab lab;
   train::RunConfig config = configure("demo", {{"data.path", "/text.txt"},

@@ -174,7 +174,12 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
 void spoil(Lab& lab, const std::string& folder, int64_t step, const std::string& name, size_t begin,
            size_t end) {
   const train::Checkpoint good = train::load_checkpoint(lab.files, folder);
-  train::CheckpointContent content{step, good.weights, good.optimizer, good.state, good.config};
+  train::CheckpointContent content{.step = step,
+                                   .weights = good.weights,
+                                   .optimizer = good.optimizer,
+                                   .files = {},
+                                   .state = good.state,
+                                   .config = good.config};
   std::vector<float> values;
   for (formats::TensorEntry& entry : content.weights) {
     if (entry.name != name) continue;

@@ -42,6 +42,8 @@ struct Sample {
                        tensor("unused.weight", "F32", {0, 3}, fill)};
     content.optimizer = {tensor("embed.weight", "F32", {4, 3}, fill),
                          tensor("embed.weight.second", "F32", {4, 3}, fill)};
+    content.files = {{"tokenizer.json", std::string("{\"fill\": \"") + fill + "\"}"}};
+    content.saved_at = 1700000000 + step;
     content.state = {Object{{"tokens_seen", number(step * 4096)},
                             {"cursor", {Object{{"epoch", number(1)}, {"loss", {0.1}}}}}}};
     content.config = {Object{{"training", {Object{{"seed", number(1)}}}},
@@ -61,7 +63,8 @@ struct Sample {
 // Everything a checkpoint says, as one text to compare.
 template <typename Content>
 std::string content_text(const Content& content) {
-  std::string out = cat(content.step, write_json(content.state), write_json(content.config));
+  std::string out = cat(content.step, " ", content.saved_at, content.weights_only ? " weights" : "",
+                        write_json(content.state), write_json(content.config));
   for (const auto* group : {&content.weights, &content.optimizer}) {
     for (const TensorEntry& entry : *group) {
       out += cat("\n", entry.name, " ", entry.dtype);
@@ -117,10 +120,11 @@ TEST(CheckpointTest, ShardsNeverSplitATensor) {
   MemoryFileSystem files;
   const std::string folder = save(files, Sample(100, 'a'));
   EXPECT_EQ(files.list(folder),
-            (std::vector<std::string>{
-                "manifest.json", "optimizer-00001-of-00002.safetensors",
-                "optimizer-00002-of-00002.safetensors", "weights-00001-of-00003.safetensors",
-                "weights-00002-of-00003.safetensors", "weights-00003-of-00003.safetensors"}));
+            (std::vector<std::string>{"manifest.json", "optimizer-00001-of-00002.safetensors",
+                                      "optimizer-00002-of-00002.safetensors", "tokenizer.json",
+                                      "weights-00001-of-00003.safetensors",
+                                      "weights-00002-of-00003.safetensors",
+                                      "weights-00003-of-00003.safetensors"}));
   // 48 + 12 bytes fit into 64; 100 bytes are alone.
   const auto names = [&](const char* file) {
     std::string joined;
@@ -142,6 +146,88 @@ TEST(CheckpointTest, WithoutTensors) {
   EXPECT_EQ(content_text(load_checkpoint(files, folder)), content_text(content));
 }
 
+TEST(CheckpointTest, AttachedFilesAreKeptAsTheyAre) {
+  MemoryFileSystem files;
+  const Sample sample(100, 'a');
+  const std::string folder = save(files, sample);
+  EXPECT_EQ(files.read(folder + "/tokenizer.json"), "{\"fill\": \"a\"}");
+  EXPECT_EQ(load_checkpoint(files, folder).attached, std::vector<std::string>{"tokenizer.json"});
+}
+
+TEST(CheckpointTest, WeightsOnly) {
+  MemoryFileSystem files;
+  Sample sample(100, 'a');
+  sample.content.weights_only = true;
+  expect_contains(test::error_message(ErrorKind::kUsage, [&] { save(files, sample); }),
+                  "save checkpoint: weights_only is true and optimizer holds 2 tensors, want none");
+  sample.content.optimizer.clear();
+  const std::string folder = save(files, sample);
+  const Checkpoint loaded = load_checkpoint(files, folder);
+  EXPECT_TRUE(loaded.weights_only);
+  EXPECT_EQ(content_text(loaded), content_text(sample.content));
+}
+
+TEST(CheckpointTest, SummaryOfTheManifest) {
+  MemoryFileSystem files;
+  const std::string folder = save(files, Sample(100, 'a'));
+  FaultyFileSystem counting(files);
+  const CheckpointSummary summary = summarize_checkpoint(counting, folder);
+  EXPECT_EQ(counting.num_operations(), 1);
+  EXPECT_EQ(summary.step, 100);
+  EXPECT_EQ(summary.schema, 2);
+  EXPECT_FALSE(summary.weights_only);
+  EXPECT_EQ(summary.saved_at, 1700000100);
+  EXPECT_EQ(summary.tokens_seen, 409600);
+  EXPECT_EQ(summary.bytes, 48 + 12 + 100 + 48 + 48 + 13);
+}
+
+// A checkpoint as version 0.1.0 wrote it before schema 2, byte by byte.
+TEST(CheckpointTest, SchemaOneIsMigrated) {
+  MemoryFileSystem files;
+  const std::string folder = "runs/a/checkpoints/step-00000007";
+  files.create_directories(folder);
+  const std::string header = R"({"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})"
+                             "  ";  // to a multiple of 8
+  ASSERT_EQ(header.size(), 56u);
+  const std::string data = "abcdefgh";
+  files.create(folder + "/weights-00001-of-00001.safetensors")
+      ->write(std::string("\x38\0\0\0\0\0\0\0", 8) + header + data);
+  const auto manifest = [&](const std::string& schema) {
+    const std::string body = cat(R"({
+  "format": "amoeba.checkpoint",
+  "schema": )",
+                                 schema, R"(,
+  "step": 7,
+  "state": {"optimizer_steps": 6, "tokens_seen": 70},
+  "config": {"data": {"tokenizer": "words/tokenizer.json"}},
+  "amoeba_version": "0.1.0",
+  "tensors": [
+    {"name": "w", "group": "weights", "file": "weights-00001-of-00001.safetensors",
+     "dtype": "F32", "shape": [2], "bytes": 8, "hash": ")",
+                                 xxh3_128_hex(std::as_bytes(std::span(data))), R"("}
+  ])");
+    return cat(body, ",\n  \"manifest_hash\": \"", xxh3_128_hex(std::as_bytes(std::span(body))),
+               "\"\n}\n");
+  };
+  files.create(folder + "/manifest.json")->write(manifest("1"));
+  const Checkpoint loaded = load_checkpoint(files, folder);
+  EXPECT_EQ(loaded.step, 7);
+  EXPECT_FALSE(loaded.weights_only);
+  EXPECT_EQ(loaded.saved_at, 0);
+  EXPECT_TRUE(loaded.attached.empty());
+  EXPECT_EQ(write_json(loaded.state),
+            R"({"optimizer_steps":6,"tokens_seen":70,)"
+            R"("tokenizer":{"name":"words/tokenizer.json","fingerprint":""}})");
+  ASSERT_EQ(loaded.weights.size(), 1u);
+  EXPECT_EQ(loaded.weights[0].name, "w");
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(loaded.weights[0].data.data()), 8), data);
+  EXPECT_EQ(summarize_checkpoint(files, folder).schema, 1);
+
+  files.corrupt(folder + "/manifest.json", manifest("3"));
+  expect_contains(load_error(files, folder),
+                  "schema is 3, newer than this version of Amoeba (0.1.0) reads, 2");
+}
+
 TEST(CheckpointTest, SaveRefusesBadContent) {
   struct Case {
     std::function<void(CheckpointContent&)> change;
@@ -155,6 +241,14 @@ TEST(CheckpointTest, SaveRefusesBadContent) {
        "save checkpoint: weights tensor 'embed.weight' appears twice"},
       {[](auto& c) { c.optimizer[1] = c.optimizer[0]; }, 64,
        "save checkpoint: optimizer tensor 'embed.weight' appears twice"},
+      {[](auto& c) { c.files[0].name = "../tokenizer.json"; }, 64,
+       "save checkpoint: '../tokenizer.json' cannot be attached"},
+      {[](auto& c) { c.files[0].name = "manifest.json"; }, 64,
+       "save checkpoint: 'manifest.json' cannot be attached"},
+      {[](auto& c) { c.files[0].name = "weights-00001-of-00003.safetensors"; }, 64,
+       "cannot be attached"},
+      {[](auto& c) { c.files.push_back(c.files[0]); }, 64,
+       "save checkpoint: 'tokenizer.json' cannot be attached"},
       {[](auto& c) { c.optimizer[1].shape = {5}; }, 64,
        "tensor 'embed.weight.second': data has 48 bytes, F32 [5] does not"},
   };
@@ -353,6 +447,9 @@ class CheckpointDamageTest : public ::testing::Test {
     }
     throw std::runtime_error(std::string(key));
   }
+  static Value& file(Value& manifest) {
+    return std::get<Array>(member(manifest, "files").data).at(0);
+  }
   static Value& tensor(Value& manifest, size_t index) {
     return std::get<Array>(member(manifest, "tensors").data).at(index);
   }
@@ -369,7 +466,7 @@ TEST_F(CheckpointDamageTest, EverySingleBitFlipIsFoundAndNamed) {
     const std::string intact = files_.read(path);
     std::vector<std::pair<size_t, std::string>>
         data_names;  // offset where a tensor begins, its name
-    if (name != "manifest.json") {
+    if (name.ends_with(".safetensors")) {
       const auto file = formats::read_safetensors(files_, path);
       for (const TensorEntry& entry : file.tensors) {
         data_names.emplace_back(entry.data.data() - file.mapping->data().data(), entry.name);
@@ -459,9 +556,22 @@ TEST_F(CheckpointDamageTest, BadManifests) {
     const char* want;
   };
   const Case cases[] = {
-      {[](Value& m) { member(m, "schema") = number(2); },
-       "schema is 2, newer than this version of Amoeba (0.1.0) reads, 1"},
-      {[](Value& m) { member(m, "schema") = number(0); }, "schema is 0, want 1"},
+      {[](Value& m) { member(m, "schema") = number(3); },
+       "schema is 3, newer than this version of Amoeba (0.1.0) reads, 2"},
+      {[](Value& m) { member(m, "schema") = number(0); }, "schema is 0, want 1 to 2"},
+      {[](Value& m) { member(m, "content") = text("some"); },
+       "content is 'some', want full or weights"},
+      {[](Value& m) { member(m, "content") = text("weights"); },
+       "content is weights, but there are optimizer tensors"},
+      {[](Value& m) { member(m, "saved_at") = text("today"); }, "saved_at"},
+      {[](Value& m) { member(m, "files") = number(0); }, "files"},
+      {[](Value& m) { member(file(m), "name") = text("../tokenizer.json"); },
+       "file '../tokenizer.json': want a plain name"},
+      {[](Value& m) { member(file(m), "name") = text("vocabulary.json"); },
+       "vocabulary.json': No such file or directory"},
+      {[](Value& m) { member(file(m), "bytes") = number(12); },
+       "tokenizer.json: has 13 bytes, the manifest says 12"},
+      {[](Value& m) { member(file(m), "hash") = text("00"); }, "tokenizer.json: content has hash "},
       {[](Value& m) { member(m, "schema") = text("1"); }, "schema"},
       {[](Value& m) { member(m, "format") = text("other"); },
        "format is 'other', want 'amoeba.checkpoint'"},
@@ -546,7 +656,7 @@ TEST_F(CheckpointDamageTest, ManifestWithoutItsHash) {
 TEST_F(CheckpointDamageTest, ReadErrorsAreReportedAndPassedOver) {
   FaultyFileSystem counting(files_);
   load_checkpoint(counting, folder_);
-  ASSERT_EQ(counting.num_operations(), 6);  // the manifest and five shards
+  ASSERT_EQ(counting.num_operations(), 7);  // the manifest, tokenizer.json and five shards
   for (int64_t i = 0; i < counting.num_operations(); ++i) {
     FaultyFileSystem faulty(files_);
     faulty.fail_at(i, "Input/output error");
@@ -616,6 +726,16 @@ TEST_F(PruneCheckpointsTest, KeepsTheNewest) {
   EXPECT_EQ(found_folders(files), "400:step-00000400 300:step-00000300 ");
   EXPECT_EQ(files.list("runs/a/checkpoints").size(), 2u);
   EXPECT_EQ(latest_text(files), content_text(Sample(400, 'a').content));
+}
+
+TEST_F(PruneCheckpointsTest, MultiplesOfKeepEveryStay) {
+  MemoryFileSystem files;
+  prepare(files);
+  save(files, Sample(500, 'a'));
+  EXPECT_EQ(prune_checkpoints(files, kRun, 2, 200),
+            (std::vector<std::string>{"runs/a/checkpoints/step-00000100",
+                                      "runs/a/checkpoints/step-00000300"}));
+  EXPECT_EQ(found_folders(files), "500:step-00000500 400:step-00000400 200:step-00000200 ");
 }
 
 TEST_F(PruneCheckpointsTest, ZeroKeepsAllAndRemovesLeftovers) {

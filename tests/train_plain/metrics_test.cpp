@@ -48,6 +48,16 @@ std::string step_line(int64_t step) { return write_json(to_value(full_step(step)
 std::string validation_line(int64_t step) {
   return write_json(to_value(ValidationRecord{step, 2.0, 3.0, 7})) + "\n";
 }
+std::string checkpoint_line(int64_t step, const char* error = "") {
+  return write_json(to_value(CheckpointRecord{.step = step,
+                                              .folder = *error == 0 ? "run/step" : "",
+                                              .error = error,
+                                              .weights_only = true,
+                                              .bytes = 5,
+                                              .seconds = 1.5,
+                                              .wait_seconds = 0.25})) +
+         "\n";
+}
 std::string start_line(int64_t step) {
   return write_json(to_value(StartRecord{.step = step,
                                          .version = "0.1.0",
@@ -113,6 +123,24 @@ TEST(Metrics, ALineWithoutTheZLossIsRead) {
   EXPECT_TRUE(std::isnan(parse_metrics(line, "m").steps.at(0).z_loss));
 }
 
+TEST(Metrics, CheckpointLines) {
+  const RunHistory history =
+      parse_metrics(start_line(0) + checkpoint_line(2) + checkpoint_line(4, "disk full") +
+                        checkpoint_line(6) + start_line(4),
+                    "metrics.jsonl");
+  ASSERT_EQ(history.checkpoints.size(), 2u);  // that of step 6 is superseded
+  const CheckpointRecord& saved = history.checkpoints[0];
+  EXPECT_EQ(saved.step, 2);
+  EXPECT_EQ(saved.folder, "run/step");
+  EXPECT_EQ(saved.error, "");
+  EXPECT_TRUE(saved.weights_only);
+  EXPECT_EQ(saved.bytes, 5);
+  EXPECT_EQ(saved.seconds, 1.5);
+  EXPECT_EQ(saved.wait_seconds, 0.25);
+  EXPECT_EQ(history.checkpoints[1].folder, "");
+  EXPECT_EQ(history.checkpoints[1].error, "disk full");
+}
+
 TEST(Metrics, BalanceOfExperts) {
   EXPECT_EQ(max_over_mean({.layer = 0, .load = {5, 5, 5, 5}}), 1.0);
   EXPECT_EQ(max_over_mean({.layer = 0, .load = {0, 20, 0, 0}}), 4.0);
@@ -176,6 +204,22 @@ TEST(Metrics, TheWriterCutsATornLineOffBeforeItAppends) {
   }
 }
 
+TEST(Metrics, TheWriterCutsBlocksOffThatNeverReachedTheDisk) {
+  test::MemoryFileSystem files;
+  const std::string hole(16, '\0');
+  for (const std::string& rest :
+       {hole, hole + "\n" + step_line(3), step_line(3).substr(0, 9) + hole + step_line(4)}) {
+    files.create("metrics.jsonl")->write(start_line(0) + step_line(2) + rest);
+    MetricsWriter(files, "metrics.jsonl").write(ValidationRecord{.step = 5});
+    const RunHistory history = read_metrics(files, "metrics.jsonl");
+    EXPECT_EQ(history.steps.size(), 1u);
+    EXPECT_EQ(history.validations.size(), 1u);
+  }
+  files.create("metrics.jsonl")->write(hole + start_line(0));
+  MetricsWriter(files, "metrics.jsonl").close();
+  EXPECT_EQ(files.read("metrics.jsonl"), "");
+}
+
 TEST(Metrics, AResumeSupersedesWhatCameAfterItsStep) {
   struct Case {
     std::string text;
@@ -227,7 +271,7 @@ TEST(Metrics, AnythingElseIsRefusedWithItsFileAndLine) {
       {"[1]\n", "run/metrics.jsonl:2: the line is array, want object"},
       {"{}\n", "run/metrics.jsonl:2: "},
       {"{\"kind\":\"stop\"}\n",
-       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation or end"},
+       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation, checkpoint or end"},
       {with(step_line(2), "\"step\":2", "\"step\":-2"),
        "run/metrics.jsonl:2: step is -2, want >= 0"},
       {with(step_line(2), "1.5", "\"x\""), "run/metrics.jsonl:2: "},

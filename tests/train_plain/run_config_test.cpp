@@ -149,6 +149,18 @@ TEST(RunConfig, RefusesContradictions) {
        "data.path[1] is empty, want the path of a file"},
       {[](RunConfig& c) { c.checkpoint.keep_latest_k = 1; },
        "checkpoint.keep_latest_k is 1: 0 keeps all, 2 or more keep the latest"},
+      {[](RunConfig& c) { c.checkpoint.keep_every = 750; },
+       "checkpoint.keep_every is 750 and checkpoint.interval is 500, want a multiple: "
+       "other steps are not saved"},
+      {[](RunConfig& c) { c.checkpoint.export_dtype = "bfloat16"; },
+       "checkpoint.export_dtype is 'bfloat16' and checkpoint.last_save_model_only is false, "
+       "want true: only that checkpoint has another type"},
+      {[](RunConfig& c) {
+         c.run.max_wall_minutes = 1;
+         c.run.stop_margin_seconds = 60;
+       },
+       "run.max_wall_minutes is 1 and run.stop_margin_seconds is 60, want more time than the "
+       "margin"},
       {[](RunConfig& c) {
          c.checkpoint.enable = false;
          c.checkpoint.resume = "auto";

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <map>
 #include <set>
 #include <string_view>
@@ -31,6 +32,8 @@ namespace {
 
 constexpr const char* kFormat = "amoeba.checkpoint";
 constexpr const char* kManifest = "/manifest.json";
+constexpr const char* kFull = "full";
+constexpr const char* kWeightsOnly = "weights";
 constexpr const char* kPartial = ".partial";
 constexpr const char* kReplaced = ".replaced";
 
@@ -60,6 +63,8 @@ std::optional<int64_t> parse_step_name(std::string_view name) {
 Value value_of(std::string text) { return {std::move(text)}; }
 Value value_of(int64_t number) { return {number}; }
 Value value_of(size_t number) { return {static_cast<int64_t>(number)}; }
+
+std::string hash_of(std::string_view text) { return xxh3_128_hex(std::as_bytes(std::span(text))); }
 
 // ---- saving -------------------------------------------------------------------------------------
 
@@ -97,6 +102,28 @@ void check_unique_names(const std::string& group, std::span<const TensorEntry> t
   }
 }
 
+// A plain name that stands for no other part of a checkpoint.
+bool can_be_attached(std::string_view name) {
+  return !name.empty() && name.find('/') == name.npos && !name.starts_with('.') &&
+         !name.starts_with("weights-") && !name.starts_with("optimizer-") &&
+         name != std::string_view(kManifest).substr(1);
+}
+
+void check_attached(std::span<const AttachedFile> attached) {
+  std::set<std::string_view> names;
+  for (const AttachedFile& file : attached) {
+    AMOEBA_CHECK(can_be_attached(file.name) && names.insert(file.name).second, "save checkpoint: '",
+                 printable(file.name), "' cannot be attached, want plain names",
+                 " that are not the checkpoint's own, each once");
+  }
+}
+
+Value describe(const AttachedFile& file) {
+  return {Object{{"name", value_of(file.name)},
+                 {"bytes", value_of(file.text.size())},
+                 {"hash", value_of(hash_of(file.text))}}};
+}
+
 Value describe(const TensorEntry& tensor, const std::string& group, const std::string& file) {
   Array shape;
   for (int64_t size : tensor.shape) shape.push_back(value_of(size));
@@ -110,19 +137,24 @@ Value describe(const TensorEntry& tensor, const std::string& group, const std::s
 }
 
 std::string manifest_text(const CheckpointContent& content, Array tensors) {
+  Array attached;
+  for (const AttachedFile& file : content.files) attached.push_back(describe(file));
+  const char* kind = content.weights_only ? kWeightsOnly : kFull;
   const Value manifest = {Object{{"format", value_of(std::string(kFormat))},
                                  {"schema", value_of(kCheckpointSchema)},
+                                 {"content", value_of(std::string(kind))},
                                  {"step", value_of(content.step)},
+                                 {"saved_at", value_of(content.saved_at)},
                                  {"state", content.state},
                                  {"config", content.config},
                                  {"amoeba_version", value_of(std::string(kVersion))},
+                                 {"files", {std::move(attached)}},
                                  {"tensors", {std::move(tensors)}}}};
   std::string text = formats::write_json(manifest, 2);
   const size_t end = text.find_last_not_of("}\n ");
   AMOEBA_ASSERT(end != text.npos);
   text.resize(end + 1);
-  const std::string hash = xxh3_128_hex(std::as_bytes(std::span(text)));
-  return cat(text, kHashStart, hash, kHashEnd);
+  return cat(text, kHashStart, hash_of(text), kHashEnd);
 }
 
 // Room for the tensors, their headers and the manifest: an early refusal instead of a late ENOSPC.
@@ -136,9 +168,17 @@ void check_free_space(FileSystem& files, const std::string& folder,
       need += static_cast<int64_t>(tensor.data.size()) + kBytesPerTensor;
     }
   }
+  for (const AttachedFile& file : content.files) need += static_cast<int64_t>(file.text.size());
   const int64_t have = files.free_bytes(folder);
   AMOEBA_CHECK_KIND(kData, have >= need, "save checkpoint ", step_name(content.step), ": need ",
                     format_bytes(need), " free in '", folder, "', have ", format_bytes(have));
+}
+
+void write_synced(FileSystem& files, const std::string& path, std::string_view text) {
+  const std::unique_ptr<WritableFile> file = files.create(path);
+  file->write(text);
+  file->sync();
+  file->close();
 }
 
 void write_content(FileSystem& files, const std::string& folder, const CheckpointContent& content,
@@ -155,16 +195,16 @@ void write_content(FileSystem& files, const std::string& folder, const Checkpoin
   };
   write_group("weights", content.weights);
   write_group("optimizer", content.optimizer);
-  const std::unique_ptr<WritableFile> manifest = files.create(folder + kManifest);
-  manifest->write(manifest_text(content, std::move(descriptions)));
-  manifest->sync();
-  manifest->close();
+  for (const AttachedFile& file : content.files) {
+    write_synced(files, folder + "/" + file.name, file.text);
+  }
+  write_synced(files, folder + kManifest, manifest_text(content, std::move(descriptions)));
   files.sync_directory(folder);
 }
 
 // ---- loading ------------------------------------------------------------------------------------
 
-// The manifest's text, its hash verified when it has one at its end.
+// A parsed manifest, its hash verified when it has one at its end.
 struct Manifest {
   Value value;
   bool hashed = false;
@@ -180,7 +220,7 @@ Manifest read_manifest(FileSystem& files, const std::string& path) {
                     text.ends_with(kHashEnd);
   if (manifest.hashed) {
     const std::string want = text.substr(body + kHashStart.size(), kHashDigits);
-    const std::string got = xxh3_128_hex(std::as_bytes(std::span(text).first(body)));
+    const std::string got = hash_of(std::string_view(text).substr(0, body));
     AMOEBA_CHECK_KIND(kData, got == want, path, ": content has hash ", got, ", manifest_hash is ",
                       printable(want), ": the file is damaged");
   }
@@ -188,7 +228,43 @@ Manifest read_manifest(FileSystem& files, const std::string& path) {
   return manifest;
 }
 
-void check_format(const Manifest& manifest, const std::string& path) {
+// ---- older schemas ------------------------------------------------------------------------------
+
+Value* find_member(Value& object, std::string_view key) {
+  return const_cast<Value*>(std::as_const(object).find(key));
+}
+
+// Schema 1 held full checkpoints without a date, attached files or the tokenizer's fingerprint.
+void migrate_from_1(Value& manifest) {
+  Object& members = std::get<Object>(manifest.data);
+  members.emplace_back("content", value_of(std::string(kFull)));
+  members.emplace_back("saved_at", value_of(int64_t{0}));
+  members.emplace_back("files", Value{Array{}});
+  Value* state = find_member(manifest, "state");
+  if (state == nullptr || state->get_if<Object>() == nullptr) return;  // refused where it is read
+  std::string name = "bytes";
+  if (const Value* config = manifest.find("config")) {
+    const Value* data = config->find("data");
+    const Value* tokenizer = data == nullptr ? nullptr : data->find("tokenizer");
+    if (tokenizer != nullptr && tokenizer->get_if<std::string>() != nullptr) {
+      name = *tokenizer->get_if<std::string>();
+    }
+  }
+  std::get<Object>(state->data)
+      .emplace_back("tokenizer", Value{Object{{"name", value_of(std::move(name))},
+                                              {"fingerprint", value_of(std::string())}}});
+}
+
+// From each older schema to the next one, in order.
+struct Migration {
+  int64_t from;
+  void (*apply)(Value& manifest);
+};
+constexpr Migration kMigrations[] = {{1, migrate_from_1}};
+static_assert(std::size(kMigrations) == kCheckpointSchema - 1);
+
+// The schema as written; afterwards the manifest is of kCheckpointSchema.
+int64_t check_format(Manifest& manifest, const std::string& path) {
   const std::string& format = manifest.value.string_at("format", path);
   AMOEBA_CHECK_KIND(kData, format == kFormat, path, ": format is '", printable(format), "', want '",
                     kFormat, "'");
@@ -196,9 +272,54 @@ void check_format(const Manifest& manifest, const std::string& path) {
   AMOEBA_CHECK_KIND(kData, schema <= kCheckpointSchema, path, ": schema is ", schema,
                     ", newer than this version of Amoeba (", kVersion, ") reads, ",
                     kCheckpointSchema);
-  AMOEBA_CHECK_KIND(kData, schema == kCheckpointSchema, path, ": schema is ", schema, ", want ",
+  AMOEBA_CHECK_KIND(kData, schema >= 1, path, ": schema is ", schema, ", want 1 to ",
                     kCheckpointSchema);
   AMOEBA_CHECK_KIND(kData, manifest.hashed, path, ": does not end with its manifest_hash");
+  for (const Migration& migration : kMigrations) {
+    if (migration.from >= schema) migration.apply(manifest.value);
+  }
+  return schema;
+}
+
+// What a manifest says beside its tensors.
+struct Heading {
+  int64_t schema = 0;
+  int64_t step = 0;
+  bool weights_only = false;
+  int64_t saved_at = 0;
+};
+
+Heading read_heading(Manifest& manifest, const std::string& path) {
+  Heading heading;
+  heading.schema = check_format(manifest, path);
+  const std::string& content = manifest.value.string_at("content", path);
+  AMOEBA_CHECK_KIND(kData, content == kFull || content == kWeightsOnly, path, ": content is '",
+                    printable(content), "', want ", kFull, " or ", kWeightsOnly);
+  heading.weights_only = content == kWeightsOnly;
+  heading.step = manifest.value.integer_at("step", path);
+  AMOEBA_CHECK_KIND(kData, heading.step >= 0, path, ": step is ", heading.step, ", want >= 0");
+  heading.saved_at = manifest.value.integer_at("saved_at", path);
+  return heading;
+}
+
+// ---- files and tensors --------------------------------------------------------------------------
+
+void check_file(FileSystem& files, const Value& want, const std::string& folder,
+                Checkpoint& checkpoint) {
+  const std::string manifest = folder + kManifest;
+  const std::string& name = want.string_at("name", manifest + ": files");
+  const std::string what = cat(manifest, ": file '", printable(name), "'");
+  AMOEBA_CHECK_KIND(kData, can_be_attached(name), what, ": want a plain name");
+  const std::string path = folder + "/" + name;
+  const std::unique_ptr<MappedFile> file = files.map(path);
+  const int64_t bytes = want.integer_at("bytes", what);
+  AMOEBA_CHECK_KIND(kData, static_cast<int64_t>(file->data().size()) == bytes, path, ": has ",
+                    file->data().size(), " bytes, the manifest says ", bytes);
+  const std::string got = xxh3_128_hex(file->data());
+  const std::string& hash = want.string_at("hash", what);
+  AMOEBA_CHECK_KIND(kData, got == hash, path, ": content has hash ", got, ", the manifest says ",
+                    printable(hash), ": the file is damaged");
+  checkpoint.attached.push_back(name);
 }
 
 // One line of the manifest's "tensors".
@@ -306,6 +427,10 @@ std::string save_checkpoint(FileSystem& files, const std::string& run_folder,
                ", want > 0");
   check_unique_names("weights", content.weights);
   check_unique_names("optimizer", content.optimizer);
+  check_attached(content.files);
+  AMOEBA_CHECK(!content.weights_only || content.optimizer.empty(),
+               "save checkpoint: weights_only is true and optimizer holds ",
+               content.optimizer.size(), " tensors, want none");
 
   const std::string parent = checkpoints_folder(run_folder);
   const std::string folder = parent + "/" + step_name(content.step);
@@ -336,16 +461,42 @@ std::string save_checkpoint(FileSystem& files, const std::string& run_folder,
 Checkpoint load_checkpoint(FileSystem& files, const std::string& folder) {
   const std::string path = folder + kManifest;
   Manifest manifest = read_manifest(files, path);
-  check_format(manifest, path);
+  const Heading heading = read_heading(manifest, path);
   Checkpoint checkpoint;
   checkpoint.folder = folder;
-  checkpoint.step = manifest.value.integer_at("step", path);
-  AMOEBA_CHECK_KIND(kData, checkpoint.step >= 0, path, ": step is ", checkpoint.step,
-                    ", want >= 0");
+  checkpoint.step = heading.step;
+  checkpoint.weights_only = heading.weights_only;
+  checkpoint.saved_at = heading.saved_at;
   checkpoint.state = manifest.value.at("state", path);
   checkpoint.config = manifest.value.at("config", path);
+  for (const Value& file : manifest.value.array_at("files", path)) {
+    check_file(files, file, folder, checkpoint);
+  }
   load_tensors(files, manifest.value.array_at("tensors", path), path, checkpoint);
+  AMOEBA_CHECK_KIND(kData, !checkpoint.weights_only || checkpoint.optimizer.empty(), path,
+                    ": content is ", kWeightsOnly, ", but there are optimizer tensors");
   return checkpoint;
+}
+
+CheckpointSummary summarize_checkpoint(FileSystem& files, const std::string& folder) {
+  const std::string path = folder + kManifest;
+  Manifest manifest = read_manifest(files, path);
+  const Heading heading = read_heading(manifest, path);
+  CheckpointSummary summary{
+      heading.step, heading.schema, heading.weights_only, heading.saved_at, 0, 0};
+  for (const char* list : {"files", "tensors"}) {
+    for (const Value& item : manifest.value.array_at(list, path)) {
+      const int64_t bytes = item.integer_at("bytes", path);
+      AMOEBA_CHECK_KIND(kData,
+                        bytes >= 0 && !__builtin_add_overflow(summary.bytes, bytes, &summary.bytes),
+                        path, ": ", list, " holds ", bytes, " bytes, want a length");
+    }
+  }
+  const Value& state = manifest.value.at("state", path);
+  if (state.find("tokens_seen") != nullptr) {
+    summary.tokens_seen = state.integer_at("tokens_seen", path);
+  }
+  return summary;
 }
 
 std::vector<CheckpointFolder> find_checkpoints(FileSystem& files, const std::string& run_folder) {
@@ -383,7 +534,7 @@ LatestCheckpoint load_latest_checkpoint(FileSystem& files, const std::string& ru
 }
 
 std::vector<std::string> prune_checkpoints(FileSystem& files, const std::string& run_folder,
-                                           int64_t keep_latest_k) {
+                                           int64_t keep_latest_k, int64_t keep_every) {
   AMOEBA_CHECK(keep_latest_k == 0 || keep_latest_k >= 2, "checkpoint.keep_latest_k is ",
                keep_latest_k, ", want 0 (keep all) or at least 2");
   const std::vector<CheckpointFolder> found = find_checkpoints(files, run_folder);
@@ -393,6 +544,7 @@ std::vector<std::string> prune_checkpoints(FileSystem& files, const std::string&
   std::set<int64_t> steps;
   for (const CheckpointFolder& checkpoint : found) {
     steps.insert(checkpoint.step);
+    if (keep_every > 0 && checkpoint.step % keep_every == 0) continue;
     if (keep_latest_k > 0 && static_cast<int64_t>(steps.size()) > keep_latest_k) {
       checkpoints.insert(checkpoints.begin(), checkpoint.folder);
     }

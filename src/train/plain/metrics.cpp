@@ -95,6 +95,16 @@ ValidationRecord validation_record(const Value& value, const std::string& what) 
           .windows = value.integer_at("windows", what)};
 }
 
+CheckpointRecord checkpoint_record(const Value& value, const std::string& what) {
+  return {.step = step_at(value, what),
+          .folder = value.string_at("folder", what),
+          .error = value.string_at("error", what),
+          .weights_only = value.bool_at("weights_only", what),
+          .bytes = value.integer_at("bytes", what),
+          .seconds = number_or_missing(value, "seconds", what),
+          .wait_seconds = number_or_missing(value, "wait_seconds", what)};
+}
+
 StartRecord start_record(const Value& value, const std::string& what) {
   object_at(value, "config", what);
   return {.step = step_at(value, what),
@@ -135,11 +145,16 @@ void insert_or_replace(std::vector<Record>& records, Record record) {
   }
 }
 
+template <typename Record>
+void erase_after(std::vector<Record>& records, int64_t step) {
+  records.erase(first_not_before(records, step + 1), records.end());
+}
+
 void begin_session(RunHistory& history, StartRecord start) {
   if (start.step == 0) history = {};
-  history.steps.erase(first_not_before(history.steps, start.step + 1), history.steps.end());
-  history.validations.erase(first_not_before(history.validations, start.step + 1),
-                            history.validations.end());
+  erase_after(history.steps, start.step);
+  erase_after(history.validations, start.step);
+  erase_after(history.checkpoints, start.step);
   history.starts.push_back(std::move(start));
 }
 
@@ -165,13 +180,15 @@ void add_line(RunHistory& history, std::string_view line, const std::string& wha
     insert_or_replace(history.steps, step_record(value, what));
   } else if (kind == "validation") {
     insert_or_replace(history.validations, validation_record(value, what));
+  } else if (kind == "checkpoint") {
+    insert_or_replace(history.checkpoints, checkpoint_record(value, what));
   } else if (kind == "start") {
     begin_session(history, start_record(value, what));
   } else if (kind == "end") {
     history.ends.push_back(end_record(value, what));
   } else {
     fail(ErrorKind::kData,
-         cat(what, ": kind is \"", kind, "\", want start, step, validation or end"));
+         cat(what, ": kind is \"", kind, "\", want start, step, validation, checkpoint or end"));
   }
 }
 
@@ -241,6 +258,17 @@ Value to_value(const ValidationRecord& record) {
                          {"windows", value_of(record.windows)}});
 }
 
+Value to_value(const CheckpointRecord& record) {
+  return value_of(Object{{"kind", value_of("checkpoint")},
+                         {"step", value_of(record.step)},
+                         {"folder", value_of(record.folder)},
+                         {"error", value_of(record.error)},
+                         {"weights_only", value_of(record.weights_only)},
+                         {"bytes", value_of(record.bytes)},
+                         {"seconds", value_of(record.seconds)},
+                         {"wait_seconds", value_of(record.wait_seconds)}});
+}
+
 Value to_value(const StartRecord& record) {
   return value_of(Object{{"kind", value_of("start")},
                          {"step", value_of(record.step)},
@@ -269,7 +297,9 @@ Value to_value(const EndRecord& record) {
 MetricsWriter::MetricsWriter(FileSystem& files, const std::string& path) {
   if (files.exists(path)) {
     const std::string text = files.read(path);
-    const std::size_t whole = text.rfind('\n') + 1;  // npos + 1 == 0: no whole line
+    const std::size_t end = std::min(text.find('\0'), text.size());
+    const std::size_t whole =
+        end == 0 ? 0 : text.rfind('\n', end - 1) + 1;  // npos + 1 == 0: no whole line
     if (whole != text.size()) {
       write_file_atomically(files, path, std::string_view(text).substr(0, whole));
     }

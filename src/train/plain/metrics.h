@@ -62,6 +62,17 @@ struct ValidationRecord {
   int64_t windows = 0;
 };
 
+// One save, written when it is done: the checkpoint is on disk.
+struct CheckpointRecord {
+  int64_t step = 0;
+  std::string folder;  // empty: it failed
+  std::string error;   // why; empty otherwise
+  bool weights_only = false;
+  int64_t bytes = 0;               // of tensors
+  double seconds = kMissing;       // from the copy of the state to the end
+  double wait_seconds = kMissing;  // of them, that training stood still
+};
+
 struct StartRecord {
   int64_t step = 0;  // steps already done: 0, or the step of the checkpoint resumed from
   std::string version;
@@ -87,13 +98,15 @@ struct EndRecord {
 
 formats::Value to_value(const StepRecord& record);
 formats::Value to_value(const ValidationRecord& record);
+formats::Value to_value(const CheckpointRecord& record);
 formats::Value to_value(const StartRecord& record);
 formats::Value to_value(const EndRecord& record);
 
 // Appends one line a record, each handed to the system whole and at once.
 class MetricsWriter {
  public:
-  // Cuts off a torn last line that a crash left in an earlier session.
+  // Cuts off what a crash in an earlier session spoiled: a torn last line, and all from the first
+  // line on with a NUL byte, where a block never reached the disk.
   MetricsWriter(FileSystem& files, const std::string& path);
 
   template <typename Record>
@@ -112,12 +125,13 @@ struct RunHistory {
   std::vector<StartRecord> starts;  // one a session
   std::vector<StepRecord> steps;
   std::vector<ValidationRecord> validations;
-  std::vector<EndRecord> ends;  // of the sessions that ended in order
+  std::vector<CheckpointRecord> checkpoints;  // saved or failed, the last of each step
+  std::vector<EndRecord> ends;                // of the sessions that ended in order
 };
 
-// A start record supersedes the steps and validations after its own step (all of the file for step
-// 0); otherwise the last record of a step wins. A last line without line feed is torn and ignored;
-// anything else that is not a record is Error(kData) "PATH:LINE: reason".
+// A start record supersedes the steps, validations and checkpoints after its own step (all of the
+// file for step 0); otherwise the last record of a step wins. A last line without line feed is torn
+// and ignored; anything else that is not a record is Error(kData) "PATH:LINE: reason".
 RunHistory parse_metrics(std::string_view text, const std::string& path);
 RunHistory read_metrics(FileSystem& files, const std::string& path);
 

@@ -430,6 +430,30 @@ void add_checkpoint_keys(Schema& schema, CheckpointSection& checkpoint) {
               .field = &checkpoint.keep_latest_k,
               .doc = "Checkpoints to keep, the newest, 2 or more; 0: all.",
               .minimum = 0});
+  schema.add({.path = "checkpoint.keep_every",
+              .field = &checkpoint.keep_every,
+              .doc = "Checkpoints of steps that are multiples of this are never removed; 0: none.",
+              .minimum = 0,
+              .maximum = kMaxSteps});
+  schema.add({.path = "checkpoint.save_first_step",
+              .field = &checkpoint.save_first_step,
+              .doc = "Saves after the first step too, so that a folder that cannot be written or a "
+                     "disk that is too small shows at once."});
+  schema.add({.path = "checkpoint.last_save_model_only",
+              .field = &checkpoint.last_save_model_only,
+              .doc = "Leaves the optimizer out of the checkpoint of the last step: for use, not to "
+                     "be resumed."});
+  schema.add({.path = "checkpoint.export_dtype",
+              .field = &checkpoint.export_dtype,
+              .doc = "Type of the weights in that last checkpoint; checkpoints to resume from keep "
+                     "float32.",
+              .choices = {"float32", "bfloat16", "float16"}});
+  schema.add({.path = "checkpoint.async_mode",
+              .field = &checkpoint.async_mode,
+              .doc =
+                  "async: copies the state and writes the copy while training goes on; disabled: "
+                  "training waits.",
+              .choices = {"disabled", "async"}});
 }
 
 void add_metrics_keys(Schema& schema, MetricsSection& metrics) {
@@ -477,6 +501,22 @@ void add_sample_keys(Schema& schema, SampleSection& sample) {
               .minimum = 0});
 }
 
+void add_run_keys(Schema& schema, RunSection& run) {
+  schema.add({.path = "run.folder",
+              .field = &run.folder,
+              .doc = "Folder of the run: checkpoints, metrics, report."});
+  schema.add({.path = "run.max_wall_minutes",
+              .field = &run.max_wall_minutes,
+              .doc = "Minutes from the start of the program in which the run must save and end, as "
+                     "a job's time limit wants it; 0: no limit.",
+              .minimum = 0});
+  schema.add({.path = "run.stop_margin_seconds",
+              .field = &run.stop_margin_seconds,
+              .doc = "Seconds of run.max_wall_minutes to leave unused, beside the time of a step "
+                     "and of a save.",
+              .minimum = 0});
+}
+
 // The names of the padded backends changed more than once in their history.
 void retire_spellings(Schema& schema) {
   schema.retire(formats::RetiredKey{
@@ -485,6 +525,8 @@ void retire_spellings(Schema& schema) {
   schema.retire(formats::RetiredChoice{"moe.compute_backend", "bmm", "use batched_mm_capacity"});
   schema.retire(
       formats::RetiredChoice{"moe.compute_backend", "bmm_nodrop", "use batched_mm_padded"});
+  schema.retire(
+      formats::RetiredKey{"enable_first_step_checkpoint", "use checkpoint.save_first_step"});
 }
 
 // ---- Contradictions -----------------------------------------------------------------------------
@@ -614,15 +656,23 @@ void check_checkpoint(const CheckpointSection& checkpoint) {
   AMOEBA_CHECK(checkpoint.enable || checkpoint.resume == "none",
                "configuration: checkpoint.resume is '", checkpoint.resume,
                "' and checkpoint.enable is false, want true to resume");
+  AMOEBA_CHECK(checkpoint.keep_every == 0 || checkpoint.interval == 0 ||
+                   checkpoint.keep_every % checkpoint.interval == 0,
+               "configuration: checkpoint.keep_every is ", checkpoint.keep_every,
+               " and checkpoint.interval is ", checkpoint.interval,
+               ", want a multiple: other steps are not saved");
+  AMOEBA_CHECK(
+      checkpoint.export_dtype == "float32" || checkpoint.last_save_model_only,
+      "configuration: checkpoint.export_dtype is '", checkpoint.export_dtype,
+      "' and checkpoint.last_save_model_only is false, want true: only that checkpoint has "
+      "another type");
 }
 
 }  // namespace
 
 formats::Schema make_schema(RunConfig& config) {
   Schema schema;
-  schema.add({.path = "run.folder",
-              .field = &config.run.folder,
-              .doc = "Folder of the run: checkpoints, metrics, report."});
+  add_run_keys(schema, config.run);
   add_model_keys(schema, config.model);
   add_moe_keys(schema, config.moe);
   add_training_keys(schema, config.training);
@@ -643,6 +693,11 @@ void check_config(const RunConfig& config) {
   make_schema(copy).check();
 
   AMOEBA_CHECK(!config.run.folder.empty(), "configuration: run.folder is empty, want a path");
+  AMOEBA_CHECK(config.run.max_wall_minutes == 0 ||
+                   60 * config.run.max_wall_minutes > config.run.stop_margin_seconds,
+               "configuration: run.max_wall_minutes is ", config.run.max_wall_minutes,
+               " and run.stop_margin_seconds is ", config.run.stop_margin_seconds,
+               ", want more time than the margin");
   check_model(config.model, config.training.seq_len);
   check_moe(config.moe);
   check_upcycle(config.model, config.moe);

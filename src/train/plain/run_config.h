@@ -12,6 +12,8 @@ namespace amoeba::train {
 
 struct RunSection {
   std::string folder = "runs/amoeba";  // checkpoints, metrics and report go here
+  double max_wall_minutes = 0;         // of the process; 0: no limit
+  double stop_margin_seconds = 60;     // kept free before that limit
 };
 
 struct ModelSection {
@@ -117,6 +119,11 @@ struct CheckpointSection {
   int64_t interval = 500;       // steps; 0: only at the end
   std::string resume = "none";  // none | auto | a checkpoint folder
   int64_t keep_latest_k = 0;    // 0: keep all; 1 is refused
+  int64_t keep_every = 0;       // multiples of these steps are never removed; 0: none
+  bool save_first_step = false;
+  bool last_save_model_only = false;     // no optimizer in the last one
+  std::string export_dtype = "float32";  // of the weights in that one
+  std::string async_mode = "disabled";   // disabled | async
 };
 
 struct MetricsSection {

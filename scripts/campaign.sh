@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Long trials of what a run survives; `make test` runs a small part of each. One line a campaign:
+#   scripts/campaign.sh            all of them, about an hour
+#   scripts/campaign.sh kills      those whose line begins so
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+[ -x build/tests/campaign ] || scripts/build.sh
+export OMP_WAIT_POLICY=passive
+
+campaigns=(
+  "kills 1000"
+  "signals 200"
+  "power 1 3"
+  "faults 1"
+  "damage 10000 1000 1000"
+)
+
+for campaign in "${campaigns[@]}"; do
+  [[ "$campaign" == "${1:-}"* ]] || continue
+  say "campaign $campaign"
+  read -ra arguments <<<"$campaign"
+  build/tests/campaign "${arguments[@]}"
+done
