@@ -1,5 +1,6 @@
 #include "train/resume.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,8 @@ Value source_tokens(const TrainingData& data) {
 void warn_of_changed_keys(const Checkpoint& checkpoint, const formats::Schema& schema,
                           const LogSink& log) {
   const Value now = schema.to_value();
-  for (const char* section : {"model", "moe", "training", "optimizer", "lr_scheduler", "data"}) {
+  for (const char* section :
+       {"model", "moe", "training", "optimizer", "lr_scheduler", "data", "guard"}) {
     const Value *before_section = checkpoint.config.find(section), *now_section = now.find(section);
     if (before_section == nullptr || now_section == nullptr) continue;
     for (const auto& [key, value] : *now_section->get_if<Object>()) {
@@ -80,8 +82,29 @@ std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& 
   return std::nullopt;
 }
 
-int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
-                const LogSink& log) {
+std::optional<Checkpoint> find_rollback_point(FileSystem& files, const RunConfig& config,
+                                              int64_t step, const LogSink& log) {
+  const int64_t interval = config.checkpoint.interval;
+  if (!config.checkpoint.enable || interval == 0) return std::nullopt;
+  std::vector<CheckpointFolder> candidates = find_checkpoints(files, config.run.folder);
+  std::erase_if(candidates, [&](const auto& candidate) { return candidate.step % interval != 0; });
+  const auto earlier = std::find_if(candidates.begin(), candidates.end(),
+                                    [&](const auto& candidate) { return candidate.step < step; });
+  // Newest first so far; of the later ones the oldest is nearest to what is wanted.
+  std::reverse(candidates.begin(), earlier);
+  std::rotate(candidates.begin(), earlier, candidates.end());
+  for (const CheckpointFolder& candidate : candidates) {
+    try {
+      return load_checkpoint(files, candidate.folder);
+    } catch (const Error& error) {
+      log(LogLevel::kWarning, cat("roll-back: passed over ", error.what()));
+    }
+  }
+  return std::nullopt;
+}
+
+int64_t restore(const Checkpoint& checkpoint, Setup& setup, Guard& guard,
+                const formats::Schema& schema, const LogSink& log) {
   warn_of_changed_keys(checkpoint, schema, log);
   load_entries(checkpoint.weights, weight_tensors(setup.model), checkpoint.folder);
   load_entries(checkpoint.optimizer, optimizer_tensors(setup.model), checkpoint.folder);
@@ -95,12 +118,14 @@ int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schem
                     "; give the same text, or start anew in another --run.folder");
   setup.loader.seek(DataCursor::from_value(checkpoint.state.at("data", what), what));
   setup.model.store().refresh_compute();
+  // Checkpoints of earlier versions lack it: the window fills anew.
+  if (const Value* state = checkpoint.state.find("guard")) guard.restore(*state, what + ".guard");
   log(LogLevel::kInfo, cat("resume: step ", checkpoint.step, " from ", checkpoint.folder));
   return checkpoint.state.integer_at("tokens_seen", what);
 }
 
-std::string save_state(FileSystem& files, Setup& setup, const formats::Schema& schema, int64_t step,
-                       int64_t tokens_seen) {
+std::string save_state(FileSystem& files, Setup& setup, const Guard& guard,
+                       const formats::Schema& schema, int64_t step, int64_t tokens_seen) {
   CheckpointContent content;
   content.step = step;
   std::vector<at::Tensor> storage;
@@ -110,6 +135,7 @@ std::string save_state(FileSystem& files, Setup& setup, const formats::Schema& s
   content.state.data = Object{{"optimizer_steps", {optimizer_steps}},
                               {"tokens_seen", {tokens_seen}},
                               {"source_tokens", source_tokens(setup.data)},
+                              {"guard", guard.to_value()},
                               {"data", setup.loader.cursor().to_value()}};
   content.config = schema.to_value();
   return save_checkpoint(files, setup.config.run.folder, content);

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "formats/config.h"
 #include "train/plain/checkpoint.h"
+#include "train/plain/guard.h"
 #include "train/setup.h"
 
 namespace amoeba::train {
@@ -17,13 +18,19 @@ namespace amoeba::train {
 std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& config,
                                             const LogSink& log);
 
-// Loads weights, optimizer and place in the data; returns the tokens seen. Error(kData) for another
-// model or another text; a warning for every other setting that changed.
-int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
-                const LogSink& log);
+// The newest checkpoint of run.folder that verifies and is from before `step`; where pruning left
+// none, the oldest that verifies. Only those of checkpoint.interval count: a run that was stopped
+// and resumed has others, and must do as one that was not.
+std::optional<Checkpoint> find_rollback_point(FileSystem& files, const RunConfig& config,
+                                              int64_t step, const LogSink& log);
+
+// Loads weights, optimizer, place in the data and guard; returns the tokens seen. Error(kData) for
+// another model or another text; a warning for every other setting that changed.
+int64_t restore(const Checkpoint& checkpoint, Setup& setup, Guard& guard,
+                const formats::Schema& schema, const LogSink& log);
 
 // Writes the state after `step` and returns the checkpoint's folder.
-std::string save_state(FileSystem& files, Setup& setup, const formats::Schema& schema, int64_t step,
-                       int64_t tokens_seen);
+std::string save_state(FileSystem& files, Setup& setup, const Guard& guard,
+                       const formats::Schema& schema, int64_t step, int64_t tokens_seen);
 
 }  // namespace amoeba::train

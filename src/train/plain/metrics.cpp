@@ -110,6 +110,18 @@ StartRecord start_record(const Value& value, const std::string& what) {
           .flops_per_token = value.integer_at("flops_per_token", what)};
 }
 
+GuardRecord guard_record(const Value& value, const std::string& what) {
+  GuardRecord record{.step = step_at(value, what),
+                     .action = value.string_at("action", what),
+                     .reason = value.string_at("reason", what),
+                     .to_step = value.integer_at("to_step", what)};
+  AMOEBA_CHECK_KIND(kData, record.action == "skip" || record.action == "rollback", what,
+                    ": action is \"", record.action, "\", want skip or rollback");
+  AMOEBA_CHECK_KIND(kData, record.to_step >= 0, what, ": to_step is ", record.to_step,
+                    ", want >= 0");
+  return record;
+}
+
 EndRecord end_record(const Value& value, const std::string& what) {
   return {.step = step_at(value, what),
           .reason = value.string_at("reason", what),
@@ -135,12 +147,29 @@ void insert_or_replace(std::vector<Record>& records, Record record) {
   }
 }
 
+void forget_after(RunHistory& history, int64_t step) {
+  history.steps.erase(first_not_before(history.steps, step + 1), history.steps.end());
+  history.validations.erase(first_not_before(history.validations, step + 1),
+                            history.validations.end());
+}
+
+// Steps fall at a roll-back: what was before one that the session continues from has happened.
+bool is_superseded(const GuardRecord& record, int64_t step) {
+  return (record.action == "rollback" ? record.to_step : record.step) > step;
+}
+
 void begin_session(RunHistory& history, StartRecord start) {
   if (start.step == 0) history = {};
-  history.steps.erase(first_not_before(history.steps, start.step + 1), history.steps.end());
-  history.validations.erase(first_not_before(history.validations, start.step + 1),
-                            history.validations.end());
+  forget_after(history, start.step);
+  while (!history.guard.empty() && is_superseded(history.guard.back(), start.step)) {
+    history.guard.pop_back();
+  }
   history.starts.push_back(std::move(start));
+}
+
+void add_guard_record(RunHistory& history, GuardRecord record) {
+  if (record.action == "rollback") forget_after(history, record.to_step);
+  history.guard.push_back(std::move(record));
 }
 
 // Parse errors of one line come as "line:1:COLUMN: reason"; the file's path and line replace the
@@ -167,11 +196,13 @@ void add_line(RunHistory& history, std::string_view line, const std::string& wha
     insert_or_replace(history.validations, validation_record(value, what));
   } else if (kind == "start") {
     begin_session(history, start_record(value, what));
+  } else if (kind == "guard") {
+    add_guard_record(history, guard_record(value, what));
   } else if (kind == "end") {
     history.ends.push_back(end_record(value, what));
   } else {
     fail(ErrorKind::kData,
-         cat(what, ": kind is \"", kind, "\", want start, step, validation or end"));
+         cat(what, ": kind is \"", kind, "\", want start, step, validation, guard or end"));
   }
 }
 
@@ -254,6 +285,14 @@ Value to_value(const StartRecord& record) {
                          {"params_total", value_of(record.params_total)},
                          {"params_active", value_of(record.params_active)},
                          {"flops_per_token", value_of(record.flops_per_token)}});
+}
+
+Value to_value(const GuardRecord& record) {
+  return value_of(Object{{"kind", value_of("guard")},
+                         {"step", value_of(record.step)},
+                         {"action", value_of(record.action)},
+                         {"reason", value_of(record.reason)},
+                         {"to_step", value_of(record.to_step)}});
 }
 
 Value to_value(const EndRecord& record) {
