@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,7 +22,7 @@ struct Value {
 
   template <typename T>
   const T* get_if() const {
-    return std::get_if<T>(&data);
+    return std::get_if<T>(std::addressof(data));  // Clang looks up `&` among incomplete types
   }
   const Value* find(std::string_view key) const;  // nullptr when not an object or absent
   std::string type_name() const;                  // "null", "boolean", "integer", "number", ...

@@ -263,11 +263,9 @@ void Run::guard_step(const StepResult& result, const StepLimits& limits) {
 // The state of a checkpoint from before the trouble, and the data from here on: rows that led into
 // it are not seen again. Replaces that checkpoint, so that a run that is resumed does the same.
 void Run::roll_back(const std::string& reason) {
-  const auto checkpoint = config_.checkpoint.enable
-                              ? find_rollback_point(context_.files, config_.run.folder,
-                                                    guard_.first_skip(), context_.log)
-                              : std::nullopt;
-  if (!checkpoint) give_up(reason + " and there is no checkpoint to go back to");
+  const auto checkpoint =
+      find_rollback_point(context_.files, config_, guard_.first_skip(), context_.log);
+  if (!checkpoint) give_up(reason + ", with no checkpoint of checkpoint.interval to go back to");
   const int64_t from = step_;
   DataCursor cursor = setup_.loader.cursor();
   Guard saved = guard_;
