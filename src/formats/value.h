@@ -36,6 +36,9 @@ struct Value {
   const Array& array_at(std::string_view key, std::string_view what) const;
 };
 
+// Clang 14 wants the members of Value instantiated before those of a pair that holds one.
+inline Value null_value() { return Value(); }
+
 // Both refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
 // Error(kData): "NAME:line:column: reason". JSON integers outside int64, TOML dates and TOML lines
 // of more than 1000 dots (dotted keys nest) are refused.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "support/errors.h"
+#include "support/torch/memory.h"
 #include "train/lab.h"
 #include "train/plain/metrics.h"
 
@@ -160,8 +161,9 @@ TEST(GuardedRun, ASpikeIsRejectedBeforeTheOptimizer) {
   config.training.steps = 40;
   config.optimizer.lr = 1e-4;
   config.guard.window = 8;
-  config.guard.grad_norm_threshold = 0.5;  // nearly every other step is a spike
+  config.guard.grad_norm_threshold = 1;  // every few steps there is a spike
   config.guard.max_skips = 100;
+  config.training.max_rejected_steps = 100;
   const std::string folder = lab.run(config).checkpoint;
   EXPECT_NE(lab.log.find(" above its limit "), std::string::npos) << lab.log;
   const auto history = train::read_metrics(lab.files, "/run/metrics.jsonl");
@@ -188,6 +190,39 @@ TEST(GuardedRun, ACheckpointWithoutAGuardIsResumed) {
   config.training.steps = 5;
   config.checkpoint.resume = "auto";
   EXPECT_EQ(lab.run(config).step, 5);
+}
+
+// Memory runs out in the middle of a run: it ends, and what was saved goes on to the same bits.
+TEST(OutOfMemoryInARun, LeavesACheckpointToContinueFrom) {
+  RunConfig config = small_config();
+  config.training.steps = 4;
+  config.training.num_threads = 1;
+  config.checkpoint.interval = 1;
+  Lab whole;
+  const auto want = whole.contents(whole.run(config).checkpoint);
+  int64_t num_failures = 0;
+  for (int64_t index = 3000;; index += 611) {
+    Lab split;
+    config.checkpoint.resume = "none";
+    bool failed = false;
+    {
+      CountedMemory memory;
+      memory.fail_at(index);
+      try {
+        split.run(config);
+      } catch (const std::exception& error) {
+        failed = true;
+        EXPECT_NE(std::string(error.what()).find("you tried to allocate "), std::string::npos)
+            << error.what();
+      }
+      ASSERT_EQ(memory.has_failed(), failed) << "a failure was swallowed";
+    }
+    if (!failed) break;
+    ++num_failures;
+    config.checkpoint.resume = "auto";
+    ASSERT_EQ(split.contents(split.run(config).checkpoint), want) << index;
+  }
+  EXPECT_GT(num_failures, 3);
 }
 
 }  // namespace

@@ -81,7 +81,10 @@ CountedMemory::~CountedMemory() { c10::SetAllocator(c10::kCPU, before_); }
 int64_t CountedMemory::live_bytes() const { return live; }
 int64_t CountedMemory::peak_bytes() const { return peak; }
 void CountedMemory::reset_peak() { peak = live.load(); }
-void CountedMemory::fail_at(int64_t index) { failing_call = index; }
+void CountedMemory::fail_at(int64_t index) {
+  failing_call = num_calls + index;
+  failed = false;
+}
 bool CountedMemory::has_failed() const { return failed; }
 
 }  // namespace amoeba::test

@@ -20,8 +20,8 @@ class CountedMemory {
   int64_t peak_bytes() const;  // most that were live since construction or reset_peak()
   void reset_peak();
 
-  // Allocation number `index` since construction, from 0, fails as LibTorch's does when the system
-  // has no memory.
+  // Allocation number `index` from here on, from 0, fails as LibTorch's does when the system has no
+  // memory; once.
   void fail_at(int64_t index);
   bool has_failed() const;
 
