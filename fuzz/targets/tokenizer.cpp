@@ -9,15 +9,15 @@ namespace {
 
 constexpr const char* kByteLevel = R"({
  "added_tokens": [
-  {"id": 8, "content": "<|end|>", "special": true, "normalized": false},
+  {"id": 8, "content": "<|endoftext|>", "special": true, "normalized": false},
   {"id": 9, "content": "<tool>", "special": false, "normalized": false, "lstrip": true}],
  "normalizer": {"type": "NFC"},
  "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
   {"type": "Split", "pattern": {"Regex": " ?\\p{L}+"}, "behavior": "Isolated", "invert": false},
   {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]},
  "post_processor": {"type": "TemplateProcessing",
-  "single": [{"SpecialToken": {"id": "<|end|>", "type_id": 0}}, {"Sequence": {"id": "A"}}],
-  "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [8], "tokens": ["x"]}}},
+  "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A"}}],
+  "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [8], "tokens": ["x"]}}},
  "decoder": {"type": "ByteLevel"},
  "model": {"type": "BPE", "dropout": null, "unk_token": null,
   "vocab": {"a": 0, "b": 1, "c": 2, "Ġ": 3, "Ã": 4, "©": 5, "ab": 6, "Ġab": 7},
@@ -42,7 +42,7 @@ bool run(const std::string& data) {
   put(files, "/t.json", data);
   std::unique_ptr<formats::Tokenizer> tokenizer;
   std::vector<int32_t> ids;
-  const std::string text = "ab  abc é cab\n<tool>a<|end|> \xff a<s>";
+  const std::string text = "ab  abc é cab\n<tool>a<|endoftext|> \xff a<s>";
   try {
     tokenizer = formats::load_tokenizer_json(files, "/t.json");
     ids = tokenizer->encode(text);

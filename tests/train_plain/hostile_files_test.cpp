@@ -228,7 +228,8 @@ TEST(HostileFiles, Tokenizer) {
            vocabulary + R"(,"merges":)" + merges + "}}";
   };
   const std::vector<HostileFile> cases = {
-      {"ids far apart", tokenizer(R"({"a":1,"b":2000000000})", "[]"), "has id 2000000000 among"},
+      {"id too large", tokenizer(R"({"a":1,"b":2000000000})", "[]"), "id is 2000000000, want 0 to"},
+      {"ids far apart", tokenizer(R"({"a":1,"b":16000000})", "[]"), "has id 16000000 among"},
       {"negative id", tokenizer(R"({"a":-1})", "[]"), "id is -1, want 0 to"},
       {"one id twice", tokenizer(R"({"a":1,"b":1})", "[]"), "both have id 1"},
       {"merge of nothing", tokenizer(R"({"a":1})", R"(["a z"])"),
@@ -249,7 +250,7 @@ TEST(HostileFiles, Manifest) {
       {"another file", "{}", "'format' is missing"},
       {"flipped hash",
        "{\"format\":\"x\",\n  \"manifest_hash\": \"" + std::string(32, '0') + "\"\n}\n",
-       "the manifest_hash"},
+       "the file is damaged"},
       {"negative step", sealed(start + R"(-1,"state":{},"config":{},"tensors":[])"),
        "step is -1, want >= 0"},
       {"a path that leaves",
