@@ -35,7 +35,8 @@ Read read_all(TokenArray array) {
   Read read;
   read.documents = array.documents;
   if (read.documents.empty()) read.documents = {0};
-  const auto source = formats::make_token_source(std::move(array), Ids());
+  const Ids tokenizer;  // outlives the source
+  const auto source = formats::make_token_source(std::move(array), tokenizer);
   read.tokens.resize(static_cast<size_t>(source->num_tokens()));
   source->read(0, read.tokens);
   source->num_bytes(0, source->num_tokens());
