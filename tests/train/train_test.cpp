@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <string>
 
 #include "amoeba/error.h"
@@ -168,25 +166,6 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
       ASSERT_TRUE(std::isfinite(values[i])) << entry.name;
     }
   }
-}
-
-// Writes a checkpoint of `step` to /run whose tensor `name` has NaN from element `begin` to `end`.
-void spoil(Lab& lab, const std::string& folder, int64_t step, const std::string& name, size_t begin,
-           size_t end) {
-  const train::Checkpoint good = train::load_checkpoint(lab.files, folder);
-  train::CheckpointContent content{step, good.weights, good.optimizer, good.state, good.config};
-  std::vector<float> values;
-  for (formats::TensorEntry& entry : content.weights) {
-    if (entry.name != name) continue;
-    values.resize(entry.data.size() / sizeof(float));
-    std::memcpy(values.data(), entry.data.data(), entry.data.size());
-    std::fill(values.begin() + static_cast<std::ptrdiff_t>(begin),
-              values.begin() + static_cast<std::ptrdiff_t>(end),
-              std::numeric_limits<float>::quiet_NaN());
-    entry.data = std::as_bytes(std::span(values));
-  }
-  ASSERT_FALSE(values.empty()) << name;
-  train::save_checkpoint(lab.files, "/run", content);
 }
 
 TEST(Train, AfterNRejectedStepsTheStateIsSavedThenTheReportThenTheRunEnds) {
