@@ -2,6 +2,7 @@
 // 3 data, 4 numeric, 5 distributed.
 #include <cstdio>
 #include <exception>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -73,7 +74,8 @@ int main(int argc, char** argv) {
     // The first line: LibTorch appends a stack trace.
     const std::string what = error.what();
     const std::string text = what.substr(0, what.find('\n'));
-    if (text.find("allocate memory") != std::string::npos ||
+    if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+        text.find("allocate memory") != std::string::npos ||
         text.find("out of memory") != std::string::npos) {
       std::fprintf(stderr,
                    "amoeba: out of memory (%s); try a smaller training.local_batch_size, "

@@ -2,7 +2,9 @@
 # Long trials of what a run survives; `make test` runs a small part of each. One line a campaign:
 #   scripts/campaign.sh            all of them, about an hour
 #   scripts/campaign.sh kills      those whose line begins so
+#   scripts/campaign.sh fuzz [SECONDS]   damaged files, SECONDS for each kind (60)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+if [ "${1:-}" = fuzz ]; then exec scripts/fuzz.sh "${2:-60}"; fi
 [ -x build/tests/campaign ] || scripts/build.sh
 export OMP_WAIT_POLICY=passive
 

@@ -26,6 +26,7 @@ class Error : public std::runtime_error {
 template <typename... Parts>
 std::string cat(const Parts&... parts) {
   std::ostringstream out;
+  out.exceptions(std::ios_base::badbit);  // or a failed allocation would cut the text short
   out.precision(12);
   (out << ... << parts);
   return out.str();

@@ -21,6 +21,8 @@ template <typename... Fs>
 struct Overloaded : Fs... {
   using Fs::operator()...;
 };
+template <typename... Fs>
+Overloaded(Fs...) -> Overloaded<Fs...>;  // Clang 14 does not deduce it
 
 template <typename T>
 Value make_value(T data) {

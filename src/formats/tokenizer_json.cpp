@@ -28,9 +28,6 @@ namespace {
 constexpr std::string_view kByteLevelPattern =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-// The space that SentencePiece shows as U+2581.
-constexpr std::string_view kSpaceMark = "\u2581";
-
 std::string replace_all(std::string text, std::string_view from, std::string_view to) {
   for (size_t at = 0; !from.empty() && (at = text.find(from, at)) != text.npos; at += to.size()) {
     text.replace(at, from.size(), to);

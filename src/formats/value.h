@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,7 +22,7 @@ struct Value {
 
   template <typename T>
   const T* get_if() const {
-    return std::get_if<T>(&data);
+    return std::get_if<T>(std::addressof(data));  // Clang looks up `&` among incomplete types
   }
   const Value* find(std::string_view key) const;  // nullptr when not an object or absent
   std::string type_name() const;                  // "null", "boolean", "integer", "number", ...
@@ -34,6 +35,9 @@ struct Value {
   bool bool_at(std::string_view key, std::string_view what) const;
   const Array& array_at(std::string_view key, std::string_view what) const;
 };
+
+// Clang 14 wants the members of Value instantiated before those of a pair that holds one.
+inline Value null_value() { return Value(); }
 
 // Both refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
 // Error(kData): "NAME:line:column: reason". JSON integers outside int64, TOML dates and TOML lines

@@ -146,12 +146,30 @@ kernels::View view_of(const Tensor& tensor, DType dtype) {
   return view;
 }
 
+namespace {
+
+// The stable ABI of torch 2.11 says only that a call failed. Sizes are checked: what is left is
+// memory.
+Tensor new_memory(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type,
+                  int64_t element_bytes) {
+  try {
+    return torch::stable::new_empty(like, shape, type);
+  } catch (const std::exception&) {
+    int64_t bytes = element_bytes;
+    for (const int64_t size : shape) bytes *= size;
+    fail(ErrorKind::kUsage, cat("experts: can't allocate memory: you tried to allocate ", bytes,
+                                " bytes; out of memory"));
+  }
+}
+
+}  // namespace
+
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, DType dtype) {
-  return torch::stable::new_empty(like, shape, entry_of(dtype).scalar_type);
+  return new_memory(like, shape, entry_of(dtype).scalar_type, bytes_of(dtype));
 }
 
 Tensor new_bytes(const Tensor& like, int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Byte);
+  return new_memory(like, {count}, ScalarType::Byte, 1);
 }
 
 std::vector<int64_t> shape_of(const Tensor& tensor) {

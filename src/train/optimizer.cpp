@@ -16,14 +16,15 @@ AdamW::AdamW(nn::ParameterStore& store, const OptimizerSection& options)
       options_(options),
       num_steps_(at::zeros({}, store.groups()[0].master.options())) {}
 
-OptimizerStep AdamW::step(double lr, double max_norm, const at::Tensor& reject) {
+OptimizerStep AdamW::step(double lr, double max_norm, double norm_limit, const at::Tensor& reject) {
   std::vector<at::Tensor> norms;
   for (const nn::ParameterGroup& group : store_.groups()) {
     norms.push_back(at::linalg_vector_norm(group.grad));
   }
   OptimizerStep out;
   out.grad_norm = at::linalg_vector_norm(at::stack(norms));
-  out.rejected = reject.logical_or(at::isfinite(out.grad_norm).logical_not());
+  out.rejected = reject.logical_or(at::isfinite(out.grad_norm).logical_not())
+                     .logical_or(out.grad_norm.to(at::kDouble).gt(norm_limit));
   // The fused kernel leaves everything untouched when found_inf is 1, and divides by grad_scale.
   const at::Tensor found_inf = out.rejected.to(at::kFloat);
   const at::Tensor grad_scale =

@@ -18,9 +18,9 @@ class AdamW {
   AdamW(nn::ParameterStore& store, const OptimizerSection& options);
 
   // Clips the global gradient norm to max_norm (0: off) and updates masters and moments, unless
-  // `reject` (bool scalar) is set or the norm is not finite: then every old value stays as it is.
-  // Decided on the device; no host read.
-  OptimizerStep step(double lr, double max_norm, const at::Tensor& reject);
+  // `reject` (bool scalar) is set or the norm is not finite or above norm_limit: then every old
+  // value stays as it is. Decided on the device; no host read.
+  OptimizerStep step(double lr, double max_norm, double norm_limit, const at::Tensor& reject);
 
   at::Tensor& num_steps() { return num_steps_; }  // fp32 scalar, accepted steps
 

@@ -1,5 +1,6 @@
 #include "train/resume.h"
 
+#include <algorithm>
 #include <iterator>
 #include <string>
 #include <utility>
@@ -68,7 +69,8 @@ void warn_of_changed_keys(const Checkpoint& checkpoint, const formats::Schema& s
                           const LogSink& log) {
   const Value now = with_absolute_paths(schema.to_value());
   const Value config = with_absolute_paths(checkpoint.config);
-  for (const char* section : {"model", "moe", "training", "optimizer", "lr_scheduler", "data"}) {
+  for (const char* section :
+       {"model", "moe", "training", "optimizer", "lr_scheduler", "data", "guard"}) {
     const Value *before_section = config.find(section), *now_section = now.find(section);
     if (before_section == nullptr || now_section == nullptr) continue;
     for (const auto& [key, value] : *now_section->get_if<Object>()) {
@@ -123,8 +125,30 @@ std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& 
   return std::nullopt;
 }
 
-int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
-                const LogSink& log) {
+std::optional<Checkpoint> find_rollback_point(FileSystem& files, const RunConfig& config,
+                                              int64_t step, const LogSink& log) {
+  const int64_t interval = config.checkpoint.interval;
+  if (!config.checkpoint.enable || interval == 0) return std::nullopt;
+  std::vector<CheckpointFolder> candidates = find_checkpoints(files, config.run.folder);
+  std::erase_if(candidates, [&](const auto& candidate) { return candidate.step % interval != 0; });
+  const auto earlier = std::find_if(candidates.begin(), candidates.end(),
+                                    [&](const auto& candidate) { return candidate.step < step; });
+  // Newest first so far; of the later ones the oldest is nearest to what is wanted.
+  std::reverse(candidates.begin(), earlier);
+  std::rotate(candidates.begin(), earlier, candidates.end());
+  for (const CheckpointFolder& candidate : candidates) {
+    try {
+      Checkpoint checkpoint = load_checkpoint(files, candidate.folder);
+      if (!checkpoint.weights_only) return checkpoint;
+    } catch (const Error& error) {
+      log(LogLevel::kWarning, cat("roll-back: passed over ", error.what()));
+    }
+  }
+  return std::nullopt;
+}
+
+int64_t restore(const Checkpoint& checkpoint, Setup& setup, Guard& guard,
+                const formats::Schema& schema, const LogSink& log) {
   AMOEBA_CHECK_KIND(kData, !checkpoint.weights_only, "resume: ", checkpoint.folder,
                     " holds weights only (checkpoint.last_save_model_only), want a checkpoint with "
                     "the optimizer's state");
@@ -142,12 +166,15 @@ int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schem
                     "; give the same text, or start anew in another --run.folder");
   setup.loader.seek(DataCursor::from_value(checkpoint.state.at("data", what), what));
   setup.model.store().refresh_compute();
+  // Checkpoints of earlier versions lack it: the window fills anew.
+  if (const Value* state = checkpoint.state.find("guard")) guard.restore(*state, what + ".guard");
   log(LogLevel::kInfo, cat("resume: step ", checkpoint.step, " from ", checkpoint.folder));
   return checkpoint.state.integer_at("tokens_seen", what);
 }
 
-void take_snapshot(Snapshot& snapshot, Setup& setup, const formats::Schema& schema, int64_t step,
-                   int64_t tokens_seen, const SnapshotOptions& options) {
+void take_snapshot(Snapshot& snapshot, Setup& setup, const Guard& guard,
+                   const formats::Schema& schema, int64_t step, int64_t tokens_seen,
+                   const SnapshotOptions& options) {
   std::vector<NamedTensor> tensors = weight_tensors(setup.model);
   const size_t num_weights = tensors.size();
   for (size_t i = 0; options.dtype != at::kFloat && i + 1 < num_weights; ++i) {  // last: the bias
@@ -171,6 +198,7 @@ void take_snapshot(Snapshot& snapshot, Setup& setup, const formats::Schema& sche
                               {"tokens_seen", {tokens_seen}},
                               {"source_tokens", source_tokens(setup.data)},
                               {"tokenizer", tokenizer_state(*setup.tokenizer)},
+                              {"guard", guard.to_value()},
                               {"data", setup.loader.cursor().to_value()}};
   content.config = with_absolute_paths(schema.to_value());
 }

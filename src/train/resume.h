@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "formats/config.h"
 #include "train/plain/checkpoint.h"
+#include "train/plain/guard.h"
 #include "train/setup.h"
 
 namespace amoeba::train {
@@ -17,11 +18,17 @@ namespace amoeba::train {
 std::optional<Checkpoint> find_resume_point(FileSystem& files, const RunConfig& config,
                                             const LogSink& log);
 
-// Loads weights, optimizer and place in the data; returns the tokens seen. Error(kData) for another
-// model, another tokenizer, another text, or a checkpoint of weights only; a warning for every
-// other setting that changed.
-int64_t restore(const Checkpoint& checkpoint, Setup& setup, const formats::Schema& schema,
-                const LogSink& log);
+// The newest checkpoint of run.folder that verifies and is from before `step`; where pruning left
+// none, the oldest that verifies. Only those of checkpoint.interval count: a run that was stopped
+// and resumed has others, and must do as one that was not.
+std::optional<Checkpoint> find_rollback_point(FileSystem& files, const RunConfig& config,
+                                              int64_t step, const LogSink& log);
+
+// Loads weights, optimizer, place in the data and guard; returns the tokens seen. Error(kData) for
+// another model, another tokenizer, another text, or a checkpoint of weights only; a warning for
+// every other setting that changed.
+int64_t restore(const Checkpoint& checkpoint, Setup& setup, Guard& guard,
+                const formats::Schema& schema, const LogSink& log);
 
 // A state in host memory, to be saved.
 struct Snapshot {
@@ -36,7 +43,8 @@ struct SnapshotOptions {
 };
 
 // Puts the state after `step` into `snapshot`, whose memory is used again.
-void take_snapshot(Snapshot& snapshot, Setup& setup, const formats::Schema& schema, int64_t step,
-                   int64_t tokens_seen, const SnapshotOptions& options);
+void take_snapshot(Snapshot& snapshot, Setup& setup, const Guard& guard,
+                   const formats::Schema& schema, int64_t step, int64_t tokens_seen,
+                   const SnapshotOptions& options);
 
 }  // namespace amoeba::train

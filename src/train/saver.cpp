@@ -35,9 +35,11 @@ int64_t tensor_bytes(const CheckpointContent& content) {
 
 }  // namespace
 
-CheckpointSaver::CheckpointSaver(FileSystem& files, Setup& setup, const formats::Schema& schema)
+CheckpointSaver::CheckpointSaver(FileSystem& files, Setup& setup, const Guard& guard,
+                                 const formats::Schema& schema)
     : files_(files),
       setup_(setup),
+      guard_(guard),
       schema_(schema),
       tokenizer_files_(read_tokenizer_files(files, setup.tokenizer->name())) {}
 
@@ -48,7 +50,7 @@ void CheckpointSaver::start(int64_t step, int64_t tokens_seen) {
   if (options.weights_only) options.dtype = export_type(checkpoint.export_dtype);
   options.copy = checkpoint.async_mode == "async";
   clock_ = {};
-  take_snapshot(snapshot_, setup_, schema_, step, tokens_seen, options);
+  take_snapshot(snapshot_, setup_, guard_, schema_, step, tokens_seen, options);
   snapshot_.content.files = tokenizer_files_;
   outcome_ = {};
   outcome_.record.step = step;

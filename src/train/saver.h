@@ -25,8 +25,9 @@ struct SaveOutcome {
 
 class CheckpointSaver {
  public:
-  // All three must outlive it.
-  CheckpointSaver(FileSystem& files, Setup& setup, const formats::Schema& schema);
+  // All must outlive it.
+  CheckpointSaver(FileSystem& files, Setup& setup, const Guard& guard,
+                  const formats::Schema& schema);
 
   // Copies the state after `step` and begins to write it. Nothing may be under way.
   void start(int64_t step, int64_t tokens_seen);
@@ -40,6 +41,7 @@ class CheckpointSaver {
 
   FileSystem& files_;
   Setup& setup_;
+  const Guard& guard_;
   const formats::Schema& schema_;
   std::vector<AttachedFile> tokenizer_files_;
   Clock clock_;

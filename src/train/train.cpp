@@ -16,6 +16,7 @@
 #include "train/evaluate.h"
 #include "train/generate.h"
 #include "train/memory_plan.h"
+#include "train/plain/guard.h"
 #include "train/plain/metrics.h"
 #include "train/plain/report.h"
 #include "train/plain/schedule.h"
@@ -45,11 +46,12 @@ class Run {
   template <typename Record>
   void write(const Record& record);
   StepBatch next_batch();
-  StepResult step(double lr);
+  StepResult step(double lr, const StepLimits& limits);
   void finish_trace(StepTrace& trace);
   void log_step(const StepResult& result, double lr);
-  bool count_rejection(const StepResult& result);
-  [[noreturn]] void give_up();
+  void guard_step(const StepResult& result, const StepLimits& limits);
+  void roll_back(const std::string& reason);
+  [[noreturn]] void give_up(const std::string& reason);
   void validate();
   void save();
   void finish_save();
@@ -66,12 +68,12 @@ class Run {
   nn::ModelSize size_;
   std::unique_ptr<MetricsWriter> metrics_;
   std::unique_ptr<formats::EventWriter> events_;  // null: off
+  Guard guard_;
   CheckpointSaver saver_;
   WallTime wall_time_;
 
   int64_t step_ = 0;  // optimizer steps done, rejected ones included
   int64_t tokens_seen_ = 0;
-  int64_t rejected_in_a_row_ = 0;
   int64_t saved_step_ = -1;  // on disk, or on its way
   double save_wait_ = 0;     // seconds that the save under way has cost so far
   std::string save_error_;   // of the last save; empty: it was fine
@@ -89,7 +91,8 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
       context_(context),
       setup_(context.files, config),
       size_(setup_.model.size(config.training.seq_len)),
-      saver_(context.files, setup_, schema),
+      guard_(config.guard, config.training.max_rejected_steps),
+      saver_(context.files, setup_, guard_, schema),
       wall_time_(config.run) {}
 
 std::string backend_reason(const nn::ExpertChoice& choice, const std::string& asked) {
@@ -105,7 +108,7 @@ std::string backend_reason(const nn::ExpertChoice& choice, const std::string& as
 void Run::start() {
   const std::string& folder = config_.run.folder;
   if (const auto checkpoint = find_resume_point(context_.files, config_, context_.log)) {
-    tokens_seen_ = restore(*checkpoint, setup_, schema_, context_.log);
+    tokens_seen_ = restore(*checkpoint, setup_, guard_, schema_, context_.log);
     step_ = checkpoint->step;
     saved_step_ = step_;
     checkpoint_ = checkpoint->folder;
@@ -224,7 +227,7 @@ StepBatch Run::next_batch() {
 }
 
 // Loads, computes and counts the next step.
-StepResult Run::step(double lr) {
+StepResult Run::step(double lr, const StepLimits& limits) {
   std::optional<StepTrace> trace;
   if (is_traced(config_.profiling, step_ + 1)) trace.emplace(setup_.device);
   StepResult result;
@@ -233,7 +236,7 @@ StepResult Run::step(double lr) {
     const double began = clock_.seconds();
     const StepBatch batch = next_batch();
     const double loaded = clock_.seconds();
-    result = train_step(setup_.model, setup_.optimizer, batch, config_, lr);
+    result = train_step(setup_.model, setup_.optimizer, batch, config_, lr, limits);
     const double seconds = clock_.seconds() - began;
     ++step_;
     tokens_seen_ += batch.num_tokens;
@@ -277,36 +280,71 @@ void Run::log_step(const StepResult& result, double lr) {
   setup_.model.expert_stats() = {};
 }
 
-std::string error_text(int32_t errors) {
-  std::string text;
-  if (errors & kErrorBadId) text += ", an expert id is out of range";
-  if (errors & kErrorCounts) text += ", the experts' row counts exceed the rows";
-  if (errors & kErrorNanLogit) text += ", router logits hold NaN";
+// Of a rejected step: its numbers, then what is wrong besides being not finite.
+std::string rejection_text(const StepResult& result, const StepLimits& limits) {
+  std::string text = cat("loss ", result.loss);
+  if (result.loss > limits.loss) text += cat(" above its limit ", limits.loss);
+  text += cat(", grad_norm ", result.grad_norm);
+  if (result.grad_norm > limits.grad_norm) text += cat(" above its limit ", limits.grad_norm);
+  if (result.errors & kErrorBadId) text += ", an expert id is out of range";
+  if (result.errors & kErrorCounts) text += ", the experts' row counts exceed the rows";
+  if (result.errors & kErrorNanLogit) text += ", router logits hold NaN";
   return text;
 }
 
-// Whether the run must end here.
-bool Run::count_rejection(const StepResult& result) {
-  if (!result.rejected) {
-    rejected_in_a_row_ = 0;
-    return false;
-  }
-  ++rejected_in_a_row_;
-  context_.log(LogLevel::kWarning,
-               cat("step ", step_, " rejected: loss ", result.loss, ", grad_norm ",
-                   result.grad_norm, error_text(result.errors),
-                   "; weights and optimizer keep their values (", rejected_in_a_row_,
-                   " in a row, the run stops at ", config_.training.max_rejected_steps, ")"));
-  return rejected_in_a_row_ >= config_.training.max_rejected_steps;
+// Counts the step; too many rejected ones lead back to a checkpoint or end the run.
+void Run::guard_step(const StepResult& result, const StepLimits& limits) {
+  const GuardAction action = guard_.add(step_, result.loss, result.grad_norm, result.rejected);
+  if (!result.rejected) return;
+  const std::string text = rejection_text(result, limits);
+  const std::string count = cat(guard_.rejected_in_a_row(), " in a row, ", guard_.num_skips(),
+                                " within ", config_.guard.skip_interval, " steps");
+  write(GuardRecord{step_, "skip", text, step_});
+  context_.log(LogLevel::kWarning, cat("step ", step_, " rejected: ", text,
+                                       "; weights and optimizer keep their values (", count, ")"));
+  if (action == GuardAction::kGoOn) return;
+  const bool in_a_row = guard_.rejected_in_a_row() >= config_.training.max_rejected_steps;
+  const std::string reason =
+      in_a_row ? cat(guard_.rejected_in_a_row(), " steps in a row were rejected")
+               : cat(guard_.num_skips(), " of ", config_.guard.skip_interval,
+                     " steps were rejected, guard.max_skips is ", config_.guard.max_skips);
+  if (action == GuardAction::kEnd) give_up(reason);
+  roll_back(reason);
 }
 
-[[noreturn]] void Run::give_up() {
+// The state of a checkpoint from before the trouble, and the data from here on: rows that led into
+// it are not seen again. Replaces that checkpoint, so that a run that is resumed does the same.
+void Run::roll_back(const std::string& reason) {
+  finish_save();
+  const auto checkpoint =
+      find_rollback_point(context_.files, config_, guard_.first_skip(), context_.log);
+  if (!checkpoint) give_up(reason + ", with no checkpoint of checkpoint.interval to go back to");
+  const int64_t from = step_;
+  DataCursor cursor = setup_.loader.cursor();
+  Guard saved = guard_;
+  restore(*checkpoint, setup_, saved, schema_, context_.log);
+  guard_.roll_back(saved);
+  step_ = checkpoint->step;
+  cursor.step = step_;  // of the batch-size ramp
+  setup_.loader.seek(cursor);
+  remove_checkpoints_after(context_.files, config_.run.folder, step_);
+  saved_step_ = -1;
+  validated_step_ = step_;
+  save();
+  finish_save();
+  write(GuardRecord{from, "rollback", reason, step_});
+  context_.log(
+      LogLevel::kWarning,
+      cat("step ", from, ": ", reason, "; back to step ", step_, " with new data (",
+          guard_.num_rollbacks(), " of guard.max_rollbacks ", config_.guard.max_rollbacks, ")"));
+}
+
+[[noreturn]] void Run::give_up(const std::string& reason) {
   save_at_end();
   RunSummary summary;
-  finish(summary, "too many steps in a row were not finite");
+  finish(summary, "too many steps were rejected");
   fail(ErrorKind::kNumeric,
-       cat("train: ", rejected_in_a_row_, " steps in a row were not finite, the last at step ",
-           step_, "; the state before them is saved in ",
+       cat("train: ", reason, ", the last at step ", step_, "; the state before them is saved in ",
            checkpoint_.empty() ? "no checkpoint (checkpoint.enable is false)" : checkpoint_,
            "; try a lower optimizer.lr or a longer lr_scheduler.warmup_steps"));
 }
@@ -390,7 +428,8 @@ RunSummary Run::train() {
   const auto due = [&](int64_t interval) { return interval > 0 && step_ % interval == 0; };
   while (step_ < steps && !summary.stopped) {
     const double lr = learning_rate(config_.lr_scheduler, config_.optimizer.lr, step_, steps);
-    const StepResult result = step(lr);
+    const StepLimits limits = guard_.limits();
+    const StepResult result = step(lr, limits);
     if (due(config_.metrics.log_interval) || step_ == steps || step_ == 1 || result.rejected) {
       log_step(result, lr);
     } else {
@@ -398,7 +437,7 @@ RunSummary Run::train() {
                              clock_.seconds());
     }
     if (saver_.done()) finish_save();
-    if (count_rejection(result)) give_up();
+    guard_step(result, limits);
     if (step_ == steps) save_at_end();  // first: a second signal ends the process at once
     if (due(config_.checkpoint.interval) || (step_ == 1 && config_.checkpoint.save_first_step)) {
       save();

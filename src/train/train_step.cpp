@@ -113,15 +113,18 @@ StepResult read_result(const StepSums& sums, const OptimizerStep& done,
 }  // namespace
 
 StepResult train_step(nn::Model& model, AdamW& optimizer, const StepBatch& batch,
-                      const RunConfig& config, double lr) {
+                      const RunConfig& config, double lr, const StepLimits& limits) {
   model.store().zero_grad();
   model.error_word().zero_();
   const auto valid_tokens = static_cast<double>(std::max<int64_t>(1, batch.valid_tokens));
   const StepSums sums = forward_backward(model, batch, config, valid_tokens);
   RECORD_USER_SCOPE("optimizer");
   const at::Tensor reject =
-      at::isfinite(sums.loss).logical_not().logical_or(model.error_word().squeeze(0).ne(0));
-  const OptimizerStep done = optimizer.step(lr, config.training.max_norm, reject);
+      at::isfinite(sums.loss)
+          .logical_not()
+          .logical_or(sums.loss.to(at::kDouble).div(valid_tokens).gt(limits.loss))
+          .logical_or(model.error_word().squeeze(0).ne(0));
+  const OptimizerStep done = optimizer.step(lr, config.training.max_norm, limits.grad_norm, reject);
   if (config.moe.balance_coeff > 0) {
     at::Tensor& bias = model.expert_bias();
     bias.copy_(at::where(done.rejected, bias,

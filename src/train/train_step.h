@@ -9,6 +9,7 @@
 #include "amoeba/model.h"
 #include "train/optimizer.h"
 #include "train/plain/data_loader.h"
+#include "train/plain/guard.h"
 #include "train/plain/run_config.h"
 
 namespace amoeba::train {
@@ -25,8 +26,8 @@ struct StepResult {
 };
 
 // Leaves weights, moments and bias as they are when the loss or the gradient norm is not finite or
-// the error word is set: `rejected`. One host read.
+// above its limit, or the error word is set: `rejected`. One host read.
 StepResult train_step(nn::Model& model, AdamW& optimizer, const StepBatch& batch,
-                      const RunConfig& config, double lr);
+                      const RunConfig& config, double lr, const StepLimits& limits = {});
 
 }  // namespace amoeba::train

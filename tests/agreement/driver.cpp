@@ -4,18 +4,22 @@
 //        driver TOKENIZER prepare TEXT FOLDER
 //        driver TOKENIZER data PATH OUTPUT
 //        driver VOCAB_SIZE train JSONL OUTPUT
+//        driver - safetensors RECORDS OUTPUT
 // Records: length in bytes as 8 little-endian bytes, then the bytes: text, or ids as int32. The
 // first form prints the CPU seconds of the thread in the calls and the bytes of text. The third
 // writes all tokens as one record and the first tokens of the documents as int64, and prints the
-// bytes of text.
+// bytes of text. The last takes each record for a file and answers with the error, or with a line
+// "ok" and one of name, dtype, shape and data in hexadecimal digits for each tensor.
 #include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <exception>
+#include <span>
 #include <string>
 
 #include "amoeba/error.h"
 #include "formats/prepare_tokens.h"
+#include "formats/safetensors.h"
 #include "formats/token_source.h"
 #include "formats/tokenizer.h"
 #include "formats/train_bpe.h"
@@ -108,6 +112,43 @@ void run_prepare(FileSystem& files, const formats::Tokenizer& tokenizer, const s
   formats::prepare_tokens(files, tokenizer, options);
 }
 
+std::string hexadecimal(std::span<const std::byte> data) {
+  constexpr const char* kDigits = "0123456789abcdef";
+  std::string text;
+  for (const std::byte byte : data) {
+    text += kDigits[std::to_integer<int>(byte) / 16];
+    text += kDigits[std::to_integer<int>(byte) % 16];
+  }
+  return text;
+}
+
+std::string read_as_safetensors(FileSystem& files, const std::string& path) {
+  try {
+    const formats::SafetensorsFile file = formats::read_safetensors(files, path);
+    std::string text = "ok";
+    for (const formats::TensorEntry& tensor : file.tensors) {
+      text += cat("\n", hexadecimal(std::as_bytes(std::span(tensor.name))), " ", tensor.dtype, " ");
+      for (const int64_t size : tensor.shape) text += cat(size, ",");
+      text += " " + hexadecimal(tensor.data);
+    }
+    return text;
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+void run_safetensors(FileSystem& files, const std::string& input, const std::string& output) {
+  const auto answers = files.create(output);
+  const std::string path = output + ".file";
+  for (const std::string& record : read_records(files, input)) {
+    const auto file = files.create(path);
+    file->write(record);
+    file->close();
+    write_record(*answers, std::string_view(read_as_safetensors(files, path)));
+  }
+  answers->close();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -115,6 +156,10 @@ int main(int argc, char** argv) {
     AMOEBA_CHECK(argc == 5, "driver: got ", argc - 1, " arguments, want 4");
     PosixFileSystem files;
     const std::string mode = argv[2];
+    if (mode == "safetensors") {
+      run_safetensors(files, argv[3], argv[4]);
+      return 0;
+    }
     if (mode == "train") {
       formats::TrainBpeOptions options;
       options.inputs = {argv[3]};

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -891,6 +892,52 @@ class Numeric(CliTest):
         # It loads: sampling reads every tensor and its hash.
         self.succeed("generate", "--checkpoint", "run", "--prompt", "x", "--num-tokens", "1",
                      "--num-threads", "1")
+
+
+class HostileFiles(CliTest):
+    """What tests/train_plain/hostile_files_test.cpp gives to the library, given to the program."""
+
+    def test_each_is_one_line(self):
+        def write(name, data):
+            (self.folder / name).write_bytes(data)
+            return name
+
+        def tokenizer(vocabulary):
+            return write("t.json", json.dumps({
+                "added_tokens": [{"id": 0, "content": "</s>", "special": True}],
+                "decoder": {"type": "ByteLevel"},
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                "model": {"type": "BPE", "vocab": vocabulary, "merges": []}}).encode())
+
+        def npy(shape):
+            header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}".encode()
+            return write("f.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(8))
+
+        (self.folder / "loop").symlink_to("loop")
+        (self.folder / "empty").mkdir()
+        os.mkfifo(self.folder / "pipe")
+        write("counts.bin", bytes(8))
+        write("counts.idx", b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 1 << 62, 1 << 62))
+        cases = [  # data.path, words of the error
+            ("/dev/zero", "'/dev/zero'", "is not a regular file"),
+            ("pipe", "'pipe'", "is not a regular file"),
+            ("loop", "'loop'", "Too many levels of symbolic links"),
+            ("empty", "is a folder without dataset.json"),
+            (npy("(99999999999999999999,)"), "'f.npy'", "has a bad shape"),
+            ("counts.bin", "'counts.idx'", "want 34 + 12 * sequences"),
+            (write("shard.bin", struct.pack("<iii", 20240520, 1, -1) + bytes(1012)),
+             "'shard.bin'", "number of tokens is -1"),
+            (write("f.jsonl", b'{"text": 7}\n'), "f.jsonl line 1", "'text' is integer, want string"),
+            (write("deep.jsonl", b"[" * 100000), "deep.jsonl", "nested deeper than 64"),
+        ]
+        for path, *words in cases:
+            self.refuse(["train", "--config", "tiny.toml", "--data.path", path, "--run.folder", "never"],
+                        DATA, *words)
+        for make, word in [(lambda: tokenizer({"a": 1, "b": 1}), "both have id 1"),
+                           (lambda: tokenizer({"a": 2000000000}), "id is 2000000000"),
+                           (lambda: write("t.json", b"[" * 100000), "nested deeper than 64")]:
+            self.refuse(["tokenizer", "encode", "--tokenizer", make(), "--text", "x"], DATA, "t.json", word)
+        self.assertFalse((self.folder / "never").exists())
 
 
 if __name__ == "__main__":

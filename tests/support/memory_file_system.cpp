@@ -34,21 +34,21 @@ struct MemoryFileSystem::Node {
     std::string from;
     std::string to;
 
-    void apply(Entries& entries) const {
+    void apply(Entries& names) const {
       NodePointer target = node;
       if (!target) {
-        const auto found = entries.find(from);
-        if (found == entries.end()) return;  // an earlier change did not survive
+        const auto found = names.find(from);
+        if (found == names.end()) return;  // an earlier change did not survive
         target = found->second;
-        if (!to.empty() && blocked(entries)) return;
-        entries.erase(from);
+        if (!to.empty() && blocked(names)) return;
+        names.erase(from);
       }
-      if (!to.empty()) entries[to] = target;
+      if (!to.empty()) names[to] = target;
     }
     // A folder is never replaced unless it is empty.
-    bool blocked(const Entries& entries) const {
-      const auto found = entries.find(to);
-      return found != entries.end() && found->second->directory && !found->second->entries.empty();
+    bool blocked(const Entries& names) const {
+      const auto found = names.find(to);
+      return found != names.end() && found->second->directory && !found->second->entries.empty();
     }
   };
 

@@ -1,9 +1,15 @@
 // A small run in memory: its text, its configuration and what it leaves behind.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "amoeba/train.h"
 #include "support/memory_file_system.h"
@@ -89,5 +95,29 @@ struct Lab {
   std::string painted;      // what the terminal got
   int64_t stop_after = -1;  // polls of stop_requested before it says yes; -1: never
 };
+
+// Writes a checkpoint of `step` to /run whose tensor `name` has NaN from element `begin` to `end`.
+inline void spoil(Lab& lab, const std::string& folder, int64_t step, const std::string& name,
+                  size_t begin, size_t end) {
+  const train::Checkpoint good = train::load_checkpoint(lab.files, folder);
+  train::CheckpointContent content{.step = step,
+                                   .weights = good.weights,
+                                   .optimizer = good.optimizer,
+                                   .files = {},
+                                   .state = good.state,
+                                   .config = good.config};
+  std::vector<float> values;
+  for (formats::TensorEntry& entry : content.weights) {
+    if (entry.name != name) continue;
+    values.resize(entry.data.size() / sizeof(float));
+    std::memcpy(values.data(), entry.data.data(), entry.data.size());
+    std::fill(values.begin() + static_cast<std::ptrdiff_t>(begin),
+              values.begin() + static_cast<std::ptrdiff_t>(end),
+              std::numeric_limits<float>::quiet_NaN());
+    entry.data = std::as_bytes(std::span(values));
+  }
+  ASSERT_FALSE(values.empty()) << name;
+  train::save_checkpoint(lab.files, "/run", content);
+}
 
 }  // namespace amoeba::test

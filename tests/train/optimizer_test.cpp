@@ -16,6 +16,8 @@
 namespace amoeba::test {
 namespace {
 
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
 struct Fixture {
   Fixture() {
     store.declare("a", {6}, nn::ones_init(), true);
@@ -65,7 +67,8 @@ TEST(AdamW, FollowsTorchsTrace) {
     for (int i = 0; i < 3; ++i) {
       fixture.store.groups()[1].grad.select(0, i).fill_(((i * 5 + t * 2) % 7 - 3) / 4.0);
     }
-    const train::OptimizerStep step = optimizer.step(0.01 * t, 2.0, at::zeros({}, at::kBool));
+    const train::OptimizerStep step =
+        optimizer.step(0.01 * t, 2.0, kNoLimit, at::zeros({}, at::kBool));
     const TracePoint& want = kTrace[static_cast<size_t>(t - 1)];
     EXPECT_NEAR(step.grad_norm.item<double>(), want.norm, 1e-6);
     EXPECT_FALSE(step.rejected.item<bool>());
@@ -81,13 +84,13 @@ TEST(AdamW, RejectedStepsChangeNothing) {
     Fixture fixture;
     train::AdamW optimizer(fixture.store, {1.0, 0.9, 0.95, 1e-8, 0.1});
     fixture.store.groups()[0].grad.fill_(0.5);
-    optimizer.step(0.01, 1.0, at::zeros({}, at::kBool));
+    optimizer.step(0.01, 1.0, kNoLimit, at::zeros({}, at::kBool));
     const nn::ParameterGroup before_group = fixture.store.groups()[0];
     const at::Tensor before = fixture.values(), exp_avg = before_group.exp_avg.clone();
     const at::Tensor exp_avg_sq = before_group.exp_avg_sq.clone();
     fixture.store.groups()[0].grad.select(0, 2).fill_(bad);
     const train::OptimizerStep step =
-        optimizer.step(0.01, 1.0, at::full({}, bad == 0.0f, at::kBool));
+        optimizer.step(0.01, 1.0, kNoLimit, at::full({}, bad == 0.0f, at::kBool));
     EXPECT_TRUE(step.rejected.item<bool>()) << bad;
     EXPECT_TRUE(at::equal(fixture.values(), before)) << bad;
     EXPECT_TRUE(at::equal(before_group.exp_avg, exp_avg)) << bad;
@@ -95,7 +98,7 @@ TEST(AdamW, RejectedStepsChangeNothing) {
     EXPECT_EQ(optimizer.num_steps().item<double>(), 1.0) << bad;
     // The next clean step is applied: nothing of the bad one stayed behind.
     fixture.store.groups()[0].grad.fill_(0.5);
-    optimizer.step(0.01, 1.0, at::zeros({}, at::kBool));
+    optimizer.step(0.01, 1.0, kNoLimit, at::zeros({}, at::kBool));
     EXPECT_TRUE(at::isfinite(fixture.values()).all().item<bool>()) << bad;
     EXPECT_FALSE(at::equal(fixture.values(), before)) << bad;
   }
@@ -108,8 +111,9 @@ TEST(AdamW, NoClippingWhenOff) {
     fixture->store.groups()[1].grad.fill_(1e-6);
   }
   train::AdamW(clipped.store, {1.0, 0.9, 0.95, 1e-8, 0.0})
-      .step(0.01, 1e-3, at::zeros({}, at::kBool));
-  train::AdamW(free.store, {1.0, 0.9, 0.95, 1e-8, 0.0}).step(0.01, 0.0, at::zeros({}, at::kBool));
+      .step(0.01, 1e-3, kNoLimit, at::zeros({}, at::kBool));
+  train::AdamW(free.store, {1.0, 0.9, 0.95, 1e-8, 0.0})
+      .step(0.01, 0.0, kNoLimit, at::zeros({}, at::kBool));
   // A gradient of 1e-6 moves a weight by lr; scaled down to 4e-12 it is lost in eps.
   EXPECT_NEAR(1.0 - free.store.groups()[1].master[0].item<double>(), 0.01, 2e-4);
   EXPECT_LT(1.0 - clipped.store.groups()[1].master[0].item<double>(), 1e-3);

@@ -4,14 +4,23 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iostream>
+#include <limits>
 #include <memory>
 #include <random>
+#include <set>
+#include <span>
 #include <string>
 
+#include "base/hash.h"
 #include "nn/loss.h"
+#include "support/torch/memory.h"
 #include "train/batch.h"
 #include "train/state.h"
 
@@ -261,6 +270,286 @@ TEST(ToDevice, GivesTheMaskOnlyWhereThereIsPadding) {
   }
   EXPECT_FALSE(train::to_device(padded_batch({6, 6}, 6, 1), at::kCPU).input.token_mask.defined());
 }
+
+// ---- Damage -------------------------------------------------------------------------------------
+
+// All that a step may change: weights, bias, moments, the optimizer's count.
+std::vector<train::NamedTensor> state_of(Trainer& trainer) {
+  std::vector<train::NamedTensor> state = train::weight_tensors(trainer.model);
+  for (auto& named : train::optimizer_tensors(trainer.model)) state.push_back(std::move(named));
+  state.push_back({"num_steps", trainer.optimizer.num_steps()});
+  return state;
+}
+
+std::string state_hash(Trainer& trainer) {
+  std::string hashes;
+  for (const train::NamedTensor& named : state_of(trainer)) {
+    const at::Tensor data = named.tensor.contiguous();
+    hashes += xxh3_128_hex(
+        std::as_bytes(std::span(data.const_data_ptr<float>(), static_cast<size_t>(data.numel()))));
+  }
+  return xxh3_128_hex(std::as_bytes(std::span(hashes)));
+}
+
+bool state_is_finite(Trainer& trainer) {
+  bool finite = true;
+  for (const auto& named : state_of(trainer)) {
+    finite &= at::isfinite(named.tensor).all().item<bool>();
+  }
+  return finite;
+}
+
+// Puts a value into one element of what the n-th operator of a step gives, forward and backward
+// alike, up to the optimizer: logits, activations, scores, gradients. Never into the state, which a
+// result may be a view of.
+class Planter {
+ public:
+  explicit Planter(Trainer& trainer) {
+    for (const auto& named : state_of(trainer)) state_.insert(named.tensor.storage().data());
+    current = this;
+    handle_ = at::addGlobalCallback(
+        at::RecordFunctionCallback(&Planter::begin, &Planter::end)
+            .needsOutputs(true)
+            .scopes({at::RecordScope::FUNCTION, at::RecordScope::USER_SCOPE}));
+  }
+  ~Planter() {
+    at::removeCallback(handle_);
+    current = nullptr;
+  }
+
+  void arm(int64_t at, uint64_t element, float value) {
+    at_ = at;
+    element_ = element;
+    value_ = value;
+    num_places_ = 0;
+    where_.clear();
+    in_optimizer_ = false;
+  }
+  int64_t num_places() const { return num_places_; }
+  const std::string& where() const { return where_; }  // empty: nothing was planted
+
+ private:
+  static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+    if (function.scope() == at::RecordScope::USER_SCOPE &&
+        std::string_view(function.name()) == "optimizer") {
+      current->in_optimizer_ = true;
+    }
+    return nullptr;
+  }
+  static void end(const at::RecordFunction& function, at::ObserverContext*) {
+    if (function.scope() != at::RecordScope::FUNCTION || current->in_optimizer_) return;
+    for (const c10::IValue& output : function.outputs()) {
+      if (output.isTensor()) current->visit(output.toTensor(), function.name());
+    }
+  }
+
+  void visit(const at::Tensor& tensor, const char* name) {
+    if (!tensor.defined() || !tensor.has_storage() || tensor.numel() == 0) return;
+    if (!tensor.is_contiguous() || state_.contains(tensor.storage().data())) return;
+    const at::ScalarType type = tensor.scalar_type();
+    if (type != at::kFloat && type != at::kBFloat16) return;
+    if (num_places_++ != at_) return;
+    const auto element = static_cast<int64_t>(element_ % static_cast<uint64_t>(tensor.numel()));
+    if (type == at::kFloat) {
+      static_cast<float*>(tensor.data_ptr())[element] = value_;
+    } else {
+      static_cast<at::BFloat16*>(tensor.data_ptr())[element] = value_;
+    }
+    where_ = name;
+  }
+
+  static inline Planter* current = nullptr;
+  std::set<const void*> state_;
+  at::CallbackHandle handle_ = 0;
+  bool in_optimizer_ = false;
+  int64_t at_ = -1, num_places_ = 0;
+  uint64_t element_ = 0;
+  float value_ = 0;
+  std::string where_;
+};
+
+constexpr float kPlants[] = {std::numeric_limits<float>::quiet_NaN(),
+                             std::numeric_limits<float>::infinity(),
+                             -std::numeric_limits<float>::infinity()};
+
+TEST(TrainStep, NoPlantedNanOrInfinityReachesTheState) {
+  constexpr int64_t kPlantsEach = 45;
+  const StepBatch batch = step_of({padded_batch({kLength - 4, kLength, 3}, kLength, 1)});
+  int64_t planted = 0, rejected = 0, harmless = 0;
+  std::set<std::string> operators;
+  for (const PaddingCase& row : padding_cases()) {
+    Trainer trainer(row.backend, row.dtype);
+    trainer.step(batch);
+    Planter planter(trainer);
+    planter.arm(-1, 0, 0);
+    trainer.step(batch);
+    const int64_t num_places = planter.num_places();
+    ASSERT_GT(num_places, 50);
+    for (int64_t i = 0; i < kPlantsEach; ++i) {
+      const std::string before = state_hash(trainer);
+      planter.arm(i * num_places / kPlantsEach, static_cast<uint64_t>(7919 * i + 13),
+                  kPlants[i % 3]);
+      const StepResult result = trainer.step(batch);
+      ASSERT_FALSE(planter.where().empty());
+      ++planted;
+      operators.insert(planter.where());
+      if (result.rejected) {
+        ++rejected;
+        ASSERT_EQ(state_hash(trainer), before) << planter.where();
+      } else {
+        ++harmless;  // memory that is written later, a masked score, minus infinity as a logit
+        ASSERT_TRUE(state_is_finite(trainer)) << planter.where() << " " << kPlants[i % 3];
+      }
+    }
+  }
+  std::cout << planted << " plants in the results of " << operators.size()
+            << " operators: " << rejected << " steps rejected, " << harmless
+            << " finite all the same\n";
+  EXPECT_GE(planted, 450);
+  EXPECT_GT(rejected, planted / 3);
+}
+
+TEST(TrainStep, ANanAmongTheWeightsSpreadsNoFurther) {
+  const StepBatch batch = step_of({padded_batch({kLength - 4, kLength, 3}, kLength, 1)});
+  int64_t planted = 0, rejected = 0;
+  for (const char* backend : {"fused", "for_loop"}) {
+    Trainer trainer(backend);
+    trainer.step(batch);
+    for (const train::NamedTensor& named : train::weight_tensors(trainer.model)) {
+      const at::Tensor flat = named.tensor.view({-1});
+      const at::Tensor place = flat.select(0, 37 * planted % flat.numel());
+      const float healthy = place.item<float>();
+      place.fill_(kPlants[planted % 3]);
+      trainer.model.store().refresh_compute();
+      const std::string before = state_hash(trainer);
+      const StepResult result = trainer.step(batch);
+      ++planted;
+      rejected += result.rejected;
+      if (result.rejected) {
+        EXPECT_EQ(state_hash(trainer), before) << named.name;
+      }
+      place.fill_(healthy);
+      trainer.model.store().refresh_compute();
+      EXPECT_TRUE(state_is_finite(trainer)) << named.name;
+    }
+  }
+  std::cout << planted << " plants in weights, " << rejected << " steps rejected\n";
+  EXPECT_GE(planted, 50);
+  EXPECT_GT(rejected, planted / 2);
+}
+
+TEST(TrainStep, AStepAboveALimitChangesNothing) {
+  const StepBatch batch = step_of({padded_batch({kLength, 4}, kLength, 1)});
+  Trainer trainer;
+  const StepResult free = trainer.step(batch);
+  const std::string before = state_hash(trainer);
+  const auto step = [&](const train::StepLimits& limits) {
+    return train::train_step(trainer.model, trainer.optimizer, batch, run_config(), 1e-2, limits);
+  };
+  const StepResult result = step({free.loss / 10, free.grad_norm * 100});
+  const double loss = result.loss, norm = result.grad_norm;
+  EXPECT_TRUE(result.rejected);
+  EXPECT_TRUE(step({loss * 2, norm / 2}).rejected);
+  EXPECT_TRUE(step({std::nextafter(loss, 0.0), 1e9}).rejected);
+  EXPECT_TRUE(step({1e9, std::nextafter(norm, 0.0)}).rejected);
+  EXPECT_EQ(state_hash(trainer), before);
+  EXPECT_FALSE(step({loss, norm}).rejected) << "a limit is the largest that is taken";
+  EXPECT_NE(state_hash(trainer), before);
+}
+
+TEST(TrainStep, CleanStepsAfterDamagedOnesAreTaken) {
+  const StepBatch batch = step_of({padded_batch({kLength - 4, kLength, 3}, kLength, 1)});
+  train::GuardSection section;
+  section.window = 32;
+  section.max_skips = 1000;
+  for (const float plant : kPlants) {
+    Trainer trainer("fused");
+    train::Guard guard(section, 1000);
+    const auto weights = train::weight_tensors(trainer.model);
+    const auto norm = std::find_if(weights.begin(), weights.end(),
+                                   [](const auto& named) { return named.name == "norm.weight"; });
+    const at::Tensor place = norm->tensor.select(0, 3);
+    int64_t skips = 0, false_skips = 0;
+    for (int64_t i = 1; i <= 40 + 128; ++i) {
+      const bool damaged = i > 36 && i <= 40;
+      const float healthy = place.item<float>();
+      const std::string before = state_hash(trainer);
+      if (damaged) place.fill_(plant);
+      const StepResult result = train::train_step(trainer.model, trainer.optimizer, batch,
+                                                  run_config(), 1e-3, guard.limits());
+      if (damaged) place.fill_(healthy);
+      guard.add(i, result.loss, result.grad_norm, result.rejected);
+      (damaged ? skips : false_skips) += result.rejected;
+      if (damaged) {
+        EXPECT_EQ(state_hash(trainer), before);
+      }
+    }
+    std::cout << "planted " << plant << ": " << skips << " of 4 steps rejected, " << false_skips
+              << " of 164 others\n";
+    EXPECT_EQ(skips, 4);
+    EXPECT_EQ(false_skips, 0);
+    EXPECT_TRUE(state_is_finite(trainer));
+  }
+}
+
+// Every allocation of a step fails once. Wanted: an error that says how much was asked for, the old
+// state unless the update had begun, and then a step that has the bits of an undisturbed run and
+// leaves as much memory in use.
+class OutOfMemory : public testing::TestWithParam<std::string> {};
+
+TEST_P(OutOfMemory, AtAnyAllocationOfAStepLosesNothing) {
+  const StepBatch batch = step_of({padded_batch({kLength, 4}, kLength, 1)});
+  Trainer trainer(GetParam());
+  for (int i = 0; i < 2; ++i) trainer.step(batch);
+  const std::string old_state = state_hash(trainer);
+  std::vector<at::Tensor> saved;
+  for (const auto& named : state_of(trainer)) saved.push_back(named.tensor.clone());
+  const auto go_back = [&] {
+    const auto state = state_of(trainer);
+    for (size_t i = 0; i < saved.size(); ++i) at::Tensor(state[i].tensor).copy_(saved[i]);
+    trainer.model.store().refresh_compute();
+  };
+  CountedMemory memory;
+  for (int i = 0; i < 2; ++i) {  // the second leaves what every later one will
+    trainer.step(batch);
+    if (i == 0) go_back();
+  }
+  const std::string new_state = state_hash(trainer);
+  const int64_t in_use = memory.live_bytes();
+  go_back();
+
+  int64_t num_failures = 0, num_in_update = 0;
+  for (bool reached = true; reached; ++num_failures) {
+    memory.fail_at(num_failures);
+    try {
+      trainer.step(batch);
+      reached = false;
+    } catch (const std::exception& error) {
+      EXPECT_NE(std::string(error.what()).find("you tried to allocate "), std::string::npos)
+          << error.what();
+    }
+    ASSERT_EQ(memory.has_failed(), reached) << "a failure was swallowed";
+    memory.fail_at(-1);  // no later one
+    const bool is_old = state_hash(trainer) == old_state;
+    ASSERT_FALSE(is_old && num_in_update > 0) << "the update comes last, failure " << num_failures;
+    num_in_update += reached && !is_old;
+    if (!is_old) go_back();
+    if (reached && num_failures % 5 != 0) continue;
+    trainer.step(batch);
+    ASSERT_EQ(state_hash(trainer), new_state) << "after failure " << num_failures;
+    ASSERT_EQ(memory.live_bytes(), in_use) << "leak after failure " << num_failures;
+    go_back();
+  }
+  std::cout << GetParam() << ": " << num_failures - 1 << " allocations failed, " << num_in_update
+            << " of them in the update\n";
+  EXPECT_GT(num_failures, 100);
+  EXPECT_LT(num_in_update, 60);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, OutOfMemory,
+                         testing::Values("fused", "for_loop", "grouped_mm", "batched_mm_padded",
+                                         "batched_mm_capacity"),
+                         [](const auto& row) { return row.param; });
 
 }  // namespace
 }  // namespace amoeba::test

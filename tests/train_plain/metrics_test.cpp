@@ -78,6 +78,10 @@ std::string end_line(int64_t step) {
          "\n";
 }
 
+std::string guard_line(int64_t step, const char* action, int64_t to_step) {
+  return write_json(to_value(GuardRecord{step, action, "why", to_step})) + "\n";
+}
+
 std::vector<int64_t> steps_of(const auto& records) {
   std::vector<int64_t> steps;
   for (const auto& record : records) steps.push_back(record.step);
@@ -246,6 +250,25 @@ TEST(Metrics, AResumeSupersedesWhatCameAfterItsStep) {
   }
 }
 
+TEST(Metrics, ARollBackSupersedesTheStepsItTakesBack) {
+  const std::string before = start_line(0) + step_line(1) + step_line(2) +
+                             guard_line(2, "skip", 2) + step_line(3) +
+                             guard_line(3, "rollback", 1) + step_line(2);
+  RunHistory history = parse_metrics(before, "m");
+  EXPECT_EQ(steps_of(history.steps), (Steps{1, 2}));
+  EXPECT_EQ(steps_of(history.guard), (Steps{2, 3}));
+  EXPECT_EQ(history.guard[1].action, "rollback");
+  EXPECT_EQ(history.guard[1].to_step, 1);
+  EXPECT_EQ(history.guard[1].reason, "why");
+  // A session from a step after the roll-back's keeps what was before it, though of later steps.
+  history = parse_metrics(before + guard_line(4, "skip", 4) + start_line(2), "m");
+  EXPECT_EQ(steps_of(history.guard), (Steps{2, 3}));
+  // One from before it does the roll-back again.
+  history = parse_metrics(
+      start_line(0) + step_line(1) + guard_line(3, "rollback", 2) + start_line(1), "m");
+  EXPECT_TRUE(history.guard.empty());
+}
+
 TEST(Metrics, TheLastRecordOfAStepWins) {
   StepRecord later = full_step(10);
   later.loss = 9.0;
@@ -271,7 +294,8 @@ TEST(Metrics, AnythingElseIsRefusedWithItsFileAndLine) {
       {"[1]\n", "run/metrics.jsonl:2: the line is array, want object"},
       {"{}\n", "run/metrics.jsonl:2: "},
       {"{\"kind\":\"stop\"}\n",
-       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation, checkpoint or end"},
+       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation, checkpoint, guard or end"},
+      {guard_line(2, "jump", 2), "run/metrics.jsonl:2: action is \"jump\", want skip or rollback"},
       {with(step_line(2), "\"step\":2", "\"step\":-2"),
        "run/metrics.jsonl:2: step is -2, want >= 0"},
       {with(step_line(2), "1.5", "\"x\""), "run/metrics.jsonl:2: "},

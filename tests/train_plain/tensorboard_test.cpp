@@ -62,5 +62,12 @@ TEST(Tensorboard, WhatIsMissingOrNotFiniteIsLeftOut) {
             (std::map<std::string, double>{{"validation_metrics/loss", 1.5}}));
 }
 
+TEST(Tensorboard, TheGuardHasAScalarForEachAction) {
+  EXPECT_EQ(by_tag(to_scalars(GuardRecord{7, "skip", "why", 7})),
+            (std::map<std::string, double>{{"guard/rejected_step", 1}}));
+  EXPECT_EQ(by_tag(to_scalars(GuardRecord{7, "rollback", "why", 3})),
+            (std::map<std::string, double>{{"guard/rollback_to_step", 3}}));
+}
+
 }  // namespace
 }  // namespace amoeba::train

@@ -565,4 +565,11 @@ std::vector<std::string> prune_checkpoints(FileSystem& files, const std::string&
   return leftovers;
 }
 
+void remove_checkpoints_after(FileSystem& files, const std::string& run_folder, int64_t step) {
+  for (const CheckpointFolder& checkpoint : find_checkpoints(files, run_folder)) {
+    if (checkpoint.step <= step) return;
+    remove_checkpoint(files, checkpoint.folder);
+  }
+}
+
 }  // namespace amoeba::train

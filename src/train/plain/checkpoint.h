@@ -103,4 +103,7 @@ LatestCheckpoint load_latest_checkpoint(FileSystem& files, const std::string& ru
 std::vector<std::string> prune_checkpoints(FileSystem& files, const std::string& run_folder,
                                            int64_t keep_latest_k, int64_t keep_every = 0);
 
+// Removes the checkpoints of later steps, the newest first: a crash leaves a row without a gap.
+void remove_checkpoints_after(FileSystem& files, const std::string& run_folder, int64_t step);
+
 }  // namespace amoeba::train

@@ -120,6 +120,18 @@ StartRecord start_record(const Value& value, const std::string& what) {
           .flops_per_token = value.integer_at("flops_per_token", what)};
 }
 
+GuardRecord guard_record(const Value& value, const std::string& what) {
+  GuardRecord record{.step = step_at(value, what),
+                     .action = value.string_at("action", what),
+                     .reason = value.string_at("reason", what),
+                     .to_step = value.integer_at("to_step", what)};
+  AMOEBA_CHECK_KIND(kData, record.action == "skip" || record.action == "rollback", what,
+                    ": action is \"", record.action, "\", want skip or rollback");
+  AMOEBA_CHECK_KIND(kData, record.to_step >= 0, what, ": to_step is ", record.to_step,
+                    ", want >= 0");
+  return record;
+}
+
 EndRecord end_record(const Value& value, const std::string& what) {
   return {.step = step_at(value, what),
           .reason = value.string_at("reason", what),
@@ -150,12 +162,29 @@ void erase_after(std::vector<Record>& records, int64_t step) {
   records.erase(first_not_before(records, step + 1), records.end());
 }
 
+void forget_after(RunHistory& history, int64_t step) {
+  erase_after(history.steps, step);
+  erase_after(history.validations, step);
+  erase_after(history.checkpoints, step);
+}
+
+// Steps fall at a roll-back: what was before one that the session continues from has happened.
+bool is_superseded(const GuardRecord& record, int64_t step) {
+  return (record.action == "rollback" ? record.to_step : record.step) > step;
+}
+
 void begin_session(RunHistory& history, StartRecord start) {
   if (start.step == 0) history = {};
-  erase_after(history.steps, start.step);
-  erase_after(history.validations, start.step);
-  erase_after(history.checkpoints, start.step);
+  forget_after(history, start.step);
+  while (!history.guard.empty() && is_superseded(history.guard.back(), start.step)) {
+    history.guard.pop_back();
+  }
   history.starts.push_back(std::move(start));
+}
+
+void add_guard_record(RunHistory& history, GuardRecord record) {
+  if (record.action == "rollback") forget_after(history, record.to_step);
+  history.guard.push_back(std::move(record));
 }
 
 // Parse errors of one line come as "line:1:COLUMN: reason"; the file's path and line replace the
@@ -184,11 +213,13 @@ void add_line(RunHistory& history, std::string_view line, const std::string& wha
     insert_or_replace(history.checkpoints, checkpoint_record(value, what));
   } else if (kind == "start") {
     begin_session(history, start_record(value, what));
+  } else if (kind == "guard") {
+    add_guard_record(history, guard_record(value, what));
   } else if (kind == "end") {
     history.ends.push_back(end_record(value, what));
   } else {
-    fail(ErrorKind::kData,
-         cat(what, ": kind is \"", kind, "\", want start, step, validation, checkpoint or end"));
+    fail(ErrorKind::kData, cat(what, ": kind is \"", kind,
+                               "\", want start, step, validation, checkpoint, guard or end"));
   }
 }
 
@@ -282,6 +313,14 @@ Value to_value(const StartRecord& record) {
                          {"params_total", value_of(record.params_total)},
                          {"params_active", value_of(record.params_active)},
                          {"flops_per_token", value_of(record.flops_per_token)}});
+}
+
+Value to_value(const GuardRecord& record) {
+  return value_of(Object{{"kind", value_of("guard")},
+                         {"step", value_of(record.step)},
+                         {"action", value_of(record.action)},
+                         {"reason", value_of(record.reason)},
+                         {"to_step", value_of(record.to_step)}});
 }
 
 Value to_value(const EndRecord& record) {

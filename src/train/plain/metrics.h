@@ -41,7 +41,7 @@ struct StepRecord {
   int64_t memory_peak_bytes = 0;
   double memory_percent = kMissing;  // peak over the device's memory
   int64_t tokens_seen = 0;
-  bool rejected = false;  // not finite: the optimizer kept the old state
+  bool rejected = false;  // the optimizer kept the old state
   double aux_loss = kMissing;
   double z_loss = kMissing;
   int64_t dropped_rows = 0;
@@ -87,6 +87,14 @@ struct StartRecord {
   int64_t flops_per_token = 0;
 };
 
+// What the guard did: a step that it rejected, or the run's way back to a checkpoint.
+struct GuardRecord {
+  int64_t step = 0;
+  std::string action;  // "skip" or "rollback"
+  std::string reason;
+  int64_t to_step = 0;  // of a roll-back; of a skip the step itself
+};
+
 struct EndRecord {
   int64_t step = 0;
   std::string reason;  // "completed", "stopped by SIGTERM", ...
@@ -100,6 +108,7 @@ formats::Value to_value(const StepRecord& record);
 formats::Value to_value(const ValidationRecord& record);
 formats::Value to_value(const CheckpointRecord& record);
 formats::Value to_value(const StartRecord& record);
+formats::Value to_value(const GuardRecord& record);
 formats::Value to_value(const EndRecord& record);
 
 // Appends one line a record, each handed to the system whole and at once.
@@ -126,12 +135,14 @@ struct RunHistory {
   std::vector<StepRecord> steps;
   std::vector<ValidationRecord> validations;
   std::vector<CheckpointRecord> checkpoints;  // saved or failed, the last of each step
+  std::vector<GuardRecord> guard;             // in the order in which they happened
   std::vector<EndRecord> ends;                // of the sessions that ended in order
 };
 
-// A start record supersedes the steps, validations and checkpoints after its own step (all of the
-// file for step 0); otherwise the last record of a step wins. A last line without line feed is torn
-// and ignored; anything else that is not a record is Error(kData) "PATH:LINE: reason".
+// A start record supersedes the steps, validations, checkpoints and guard records after its own
+// step (all of the file for step 0), a roll-back the first three after the step it goes back to;
+// otherwise the last record of a step wins. A last line without line feed is torn and ignored;
+// anything else that is not a record is Error(kData) "PATH:LINE: reason".
 RunHistory parse_metrics(std::string_view text, const std::string& path);
 RunHistory read_metrics(FileSystem& files, const std::string& path);
 

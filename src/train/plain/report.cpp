@@ -255,6 +255,18 @@ std::string curves(const RunHistory& history, Span span) {
   return out + "</div>";
 }
 
+std::string guard(const RunHistory& history) {
+  std::string rows;
+  for (const GuardRecord& record : history.guard) {
+    const std::string what =
+        record.action == "rollback"
+            ? cat("back to step ", format_count(record.to_step), ": ", record.reason)
+            : cat("rejected: ", record.reason);
+    rows += row(cat("step ", format_count(record.step)), what);
+  }
+  return table_panel("Guard: rejected steps and roll-backs", rows);
+}
+
 // ---------------------------------------------------------------------------- experts
 
 using Records = std::vector<const StepRecord*>;
@@ -457,7 +469,8 @@ std::string subtitle(const RunHistory& history) {
 
 std::string render_report(const RunHistory& history, const ReportOptions& options) {
   const Span span = span_of(history);
-  std::string body = cards(history) + "\n" + curves(history, span) + "\n" + experts(history, span);
+  std::string body = cards(history) + "\n" + curves(history, span) + "\n";
+  body += guard(history) + "\n" + experts(history, span);
   body += "\n" + sample(history) + "\n";
   if (!history.starts.empty()) body += configuration(history.starts.back().config) + "\n";
   body += origin(history);

@@ -315,8 +315,7 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .maximum = kMaxSize});
   schema.add({.path = "training.max_rejected_steps",
               .field = &training.max_rejected_steps,
-              .doc = "Steps in a row with a loss or gradient that is not finite, after which the "
-                     "run stops.",
+              .doc = "Rejected steps in a row (not finite, or a spike) after which the run stops.",
               .minimum = 1});
   schema.add({.path = "training.activation_checkpoint",
               .field = &training.activation_checkpoint,
@@ -324,6 +323,57 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
                      "layer is computed again; selective: the attention half only, the "
                      "feed-forward half is computed again.",
               .choices = {"none", "full", "selective"}});
+}
+
+void add_guard_keys(Schema& schema, GuardSection& guard) {
+  schema.add({.path = "guard.enable",
+              .field = &guard.enable,
+              .doc = "Whether spikes are rejected, and too many rejected steps lead back to a "
+                     "checkpoint; steps that are not finite are rejected always."});
+  schema.add({.path = "guard.window",
+              .field = &guard.window,
+              .doc = "Accepted steps, the last ones, whose median and median absolute deviation "
+                     "(MAD) a step is measured by.",
+              .minimum = 8,
+              .maximum = 1 << 16});
+  schema.add({.path = "guard.loss_threshold",
+              .field = &guard.loss_threshold,
+              .doc =
+                  "A loss more than this many MADs above the median is a spike; of normal noise 8 "
+                  "are 5.4 standard deviations.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "guard.grad_norm_threshold",
+              .field = &guard.grad_norm_threshold,
+              .doc = "The same for the gradient norm, before clipping.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "guard.cold_loss",
+              .field = &guard.cold_loss,
+              .doc = "Largest loss until guard.window steps have been accepted.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "guard.cold_grad_norm",
+              .field = &guard.cold_grad_norm,
+              .doc = "Largest gradient norm until guard.window steps have been accepted.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "guard.max_skips",
+              .field = &guard.max_skips,
+              .doc = "Rejected steps within guard.skip_interval that are let pass; one more, and "
+                     "the run goes back to a checkpoint.",
+              .minimum = 0,
+              .maximum = kMaxSteps});
+  schema.add({.path = "guard.skip_interval",
+              .field = &guard.skip_interval,
+              .doc = "Steps in which rejected steps add up.",
+              .minimum = 1,
+              .maximum = kMaxSteps});
+  schema.add({.path = "guard.max_rollbacks",
+              .field = &guard.max_rollbacks,
+              .doc = "Times that a run goes back before it ends instead.",
+              .minimum = 0,
+              .maximum = kMaxSteps});
 }
 
 void add_optimizer_keys(Schema& schema, OptimizerSection& optimizer) {
@@ -676,6 +726,7 @@ formats::Schema make_schema(RunConfig& config) {
   add_model_keys(schema, config.model);
   add_moe_keys(schema, config.moe);
   add_training_keys(schema, config.training);
+  add_guard_keys(schema, config.guard);
   add_optimizer_keys(schema, config.optimizer);
   add_lr_scheduler_keys(schema, config.lr_scheduler);
   add_data_keys(schema, config.data);

@@ -82,8 +82,20 @@ struct TrainingSection {
   int64_t num_threads = 0;        // 0: all cores
   int64_t seed = 1;
   int64_t loss_chunk_mib = 0;       // bound on the logits that exist at once; 0: by device
-  int64_t max_rejected_steps = 10;  // consecutive non-finite steps before the run stops
+  int64_t max_rejected_steps = 10;  // in a row before the run stops
   std::string activation_checkpoint = "none";  // none | full | selective
+};
+
+struct GuardSection {
+  bool enable = true;  // off: only steps that are not finite are rejected
+  int64_t window = 128;
+  double loss_threshold = 8.0;  // this and the next: median absolute deviations above the median
+  double grad_norm_threshold = 30.0;
+  double cold_loss = 100.0;  // this and the next: limits until the window is full
+  double cold_grad_norm = 1e5;
+  int64_t max_skips = 5;
+  int64_t skip_interval = 1000;
+  int64_t max_rollbacks = 3;
 };
 
 struct OptimizerSection {
@@ -149,6 +161,7 @@ struct RunConfig {
   ModelSection model;
   MoeSection moe;
   TrainingSection training;
+  GuardSection guard;
   OptimizerSection optimizer;
   LrSchedulerSection lr_scheduler;
   DataSection data;

@@ -41,6 +41,11 @@ std::vector<formats::Scalar> to_scalars(const StepRecord& record) {
   return finite(std::move(scalars));
 }
 
+std::vector<formats::Scalar> to_scalars(const GuardRecord& record) {
+  if (record.action == "skip") return {{"guard/rejected_step", 1.0}};
+  return {{"guard/rollback_to_step", static_cast<double>(record.to_step)}};
+}
+
 std::vector<formats::Scalar> to_scalars(const ValidationRecord& record) {
   return finite({{"validation_metrics/loss", record.loss},
                  {"validation_metrics/bits_per_byte", record.bits_per_byte}});

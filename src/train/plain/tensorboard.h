@@ -11,5 +11,6 @@ namespace amoeba::train {
 
 std::vector<formats::Scalar> to_scalars(const StepRecord& record);
 std::vector<formats::Scalar> to_scalars(const ValidationRecord& record);
+std::vector<formats::Scalar> to_scalars(const GuardRecord& record);
 
 }  // namespace amoeba::train

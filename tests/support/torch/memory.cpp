@@ -1,14 +1,18 @@
 #include "support/torch/memory.h"
 
+#include <c10/util/Exception.h>
+
 #include <atomic>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 
 namespace amoeba::test {
 
 namespace {
 
-std::atomic<int64_t> live{0}, peak{0};
+std::atomic<int64_t> live{0}, peak{0}, num_calls{0}, failing_call{-1};
+std::atomic<bool> failed{false};
 
 std::mutex sizes_mutex;
 std::unordered_map<void*, int64_t> sizes;  // of live blocks
@@ -33,6 +37,13 @@ class CountingAllocator : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t size) override {
+    if (num_calls++ == failing_call) {
+      failed = true;
+      // The message of LibTorch's own, without its trace, which takes long to make.
+      throw c10::Error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+                           std::to_string(size) + " bytes.",
+                       /*backtrace=*/"");
+    }
     void* data = inner_->allocate(size).release_context();
     if (data == nullptr) return {nullptr, at::kCPU};  // 0 bytes
     {
@@ -62,6 +73,9 @@ CountedMemory::CountedMemory() : before_(c10::GetAllocator(c10::kCPU)) {
   static auto* counting = new CountingAllocator(before_);
   live = 0;
   peak = 0;
+  num_calls = 0;
+  failing_call = -1;
+  failed = false;
   c10::SetAllocator(c10::kCPU, counting);
 }
 
@@ -70,5 +84,10 @@ CountedMemory::~CountedMemory() { c10::SetAllocator(c10::kCPU, before_); }
 int64_t CountedMemory::live_bytes() const { return live; }
 int64_t CountedMemory::peak_bytes() const { return peak; }
 void CountedMemory::reset_peak() { peak = live.load(); }
+void CountedMemory::fail_at(int64_t index) {
+  failing_call = num_calls + index;
+  failed = false;
+}
+bool CountedMemory::has_failed() const { return failed; }
 
 }  // namespace amoeba::test

@@ -1,4 +1,5 @@
-// Bytes of CPU tensors alive, counted at the allocator: exact, and blind to everything else.
+// Bytes of CPU tensors alive, counted at the allocator: exact, and blind to everything else. It can
+// make one allocation fail.
 #pragma once
 
 #include <c10/core/Allocator.h>
@@ -18,6 +19,11 @@ class CountedMemory {
   int64_t live_bytes() const;  // allocated since construction and not yet given back
   int64_t peak_bytes() const;  // most that were live since construction or reset_peak()
   void reset_peak();
+
+  // Allocation number `index` from here on, from 0, fails as LibTorch's does when the system has no
+  // memory; once.
+  void fail_at(int64_t index);
+  bool has_failed() const;
 
  private:
   c10::Allocator* before_;

@@ -1,0 +1,12 @@
+#include "fuzz/target.h"
+
+namespace amoeba::fuzz {
+
+const std::vector<Target>& targets() {
+  static const std::vector<Target> list = {kConfigToml, kConfigJson, kSafetensors, kManifest,
+                                           kTokenizer,  kTokenIndex, kTokenNpy,    kTokenLlmc,
+                                           kJsonLines,  kMetrics};
+  return list;
+}
+
+}  // namespace amoeba::fuzz

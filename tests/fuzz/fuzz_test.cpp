@@ -1,0 +1,67 @@
+// The entries of fuzz/ over their seeds and over damaged ones.
+#include "fuzz/target.h"
+
+#include <gtest/gtest.h>
+
+#include <iostream>
+
+#include "amoeba/error.h"
+#include "support/allocations.h"
+#include "support/mutation.h"
+
+namespace amoeba::fuzz {
+namespace {
+
+class Fuzz : public testing::TestWithParam<Target> {};
+
+TEST_P(Fuzz, SeedsAreAccepted) {
+  for (const std::string& seed : GetParam().seeds()) EXPECT_TRUE(GetParam().run(seed)) << seed;
+}
+
+// What a run may allocate: a document of "0,0,..." is a tree of values of 56 bytes each.
+TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
+  constexpr uint64_t kMutations = 2000;
+  constexpr int64_t kBytesPerByte = 1000, kFixedBytes = 4 << 20;
+  const std::vector<std::string> seeds = GetParam().seeds();
+  int64_t accepted = 0, most = 0;
+  for (uint64_t i = 0; i < kMutations; ++i) {
+    const std::string data = test::mutated(seeds[i % seeds.size()], i);
+    const test::HostAllocations allocations;
+    accepted += GetParam().run(data);
+    most = std::max(most, allocations.peak_bytes());
+    ASSERT_LE(allocations.peak_bytes(),
+              kFixedBytes + kBytesPerByte * static_cast<int64_t>(data.size()))
+        << "mutation " << i;
+  }
+  std::cout << GetParam().name << ": " << kMutations << " damaged files, " << accepted
+            << " accepted, at most " << most / 1024 << " KiB\n";
+  EXPECT_LT(accepted, static_cast<int64_t>(kMutations));
+}
+
+// Every `new` of a reading fails once: the failure comes out as it is, and the next reading is as
+// if nothing had been. Not of TOML: toml++ allocates in functions that may not throw, and ends the
+// process.
+TEST_P(Fuzz, SurvivesEveryAllocationThatFails) {
+  if (std::string_view(GetParam().name) == "config_toml") return;
+  const std::string seed = GetParam().seeds()[0];
+  ASSERT_TRUE(GetParam().run(seed));
+  int64_t num_failures = 0;
+  for (bool failed = true; failed; ++num_failures) {
+    test::HostAllocations allocations;
+    allocations.fail_at(num_failures);
+    try {
+      GetParam().run(seed);
+      failed = allocations.num_calls() > num_failures;  // taken for a refusal
+    } catch (const std::bad_alloc&) {
+    }
+    ASSERT_LT(num_failures, 100'000);
+  }
+  EXPECT_TRUE(GetParam().run(seed));
+  std::cout << GetParam().name << ": " << num_failures - 1 << " allocations failed\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Fuzz, testing::ValuesIn(targets()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+}  // namespace
+}  // namespace amoeba::fuzz
