@@ -131,11 +131,13 @@ at::Tensor Model::logits(const at::Tensor& hidden) const {
   return at::mm(hidden, lm_head_->compute.t()).to(at::kFloat);
 }
 
-std::vector<KvCache> Model::make_caches(int64_t max_positions) const {
+std::vector<KvCache> Model::make_caches(int64_t num_rows, int64_t max_positions) const {
   const auto options = at::TensorOptions(dtype_).device(device());
   std::vector<KvCache> caches;
   caches.reserve(blocks_.size());
-  for (const Block& block : blocks_) caches.push_back(block.make_cache(max_positions, options));
+  for (const Block& block : blocks_) {
+    caches.push_back(block.make_cache(num_rows, max_positions, options));
+  }
   return caches;
 }
 

@@ -283,7 +283,7 @@ std::string Run::sample() {
   if (config_.sample.prompt.empty()) return "";
   GenerateOptions options;
   options.num_tokens = config_.sample.num_tokens;
-  options.temperature = config_.sample.temperature;
+  options.sampling.temperature = config_.sample.temperature;
   options.seed = static_cast<uint64_t>(config_.sample.seed);
   options.context = config_.training.seq_len;
   options.stop = context_.stop_requested;

@@ -310,7 +310,7 @@ TEST_P(ModelKinds, CachedStepsGiveTheLogitsOfTheWhole) {
   whole.tokens = at::randint(kVocab, {kLength}, at::kLong);
   whole.layout = {1, kLength, at::arange(kLength, at::kLong), {}};
   const at::Tensor want = model.logits(model.forward(whole).hidden);
-  std::vector<nn::KvCache> caches = model.make_caches(kLength);
+  std::vector<nn::KvCache> caches = model.make_caches(1, kLength);
   for (int64_t begin = 0, size = 5; begin < kLength; begin += size, size = 1) {
     nn::ModelInput part;
     part.tokens = whole.tokens.narrow(0, begin, size);
