@@ -14,7 +14,7 @@ std::vector<JsonLine> read_json_lines(FileSystem& files, const std::string& path
     const std::string where = cat(path, ":", number);
     lines.push_back({where, formats::parse_json(line, where)});
     const formats::Value& value = lines.back().value;
-    AMOEBA_CHECK_KIND(kData, value.get_if<formats::Object>() != nullptr, where, ": is a ",
+    AMOEBA_CHECK_KIND(kData, value.get_if<formats::Object>() != nullptr, where, ": is of type ",
                       value.type_name(), ", want an object");
   }
   AMOEBA_CHECK_KIND(kData, !lines.empty(), path, ": has no lines, want a JSON object on each");

@@ -29,7 +29,7 @@ int64_t parse_answer(const formats::Value& value, int64_t num_choices, const std
     if (letter->size() == 1) answer = letter->front() - 'A';
     got = cat("'", printable(*letter), "'");
   } else {
-    got = cat("a ", value.type_name());
+    got = cat("of type ", value.type_name());
   }
   AMOEBA_CHECK_KIND(kData, answer >= 0 && answer < num_choices, where, ": answer is ", got,
                     ", want 0 to ", num_choices - 1, " or a letter A to ",
@@ -43,7 +43,7 @@ Question parse_question(const JsonLine& line) {
   for (const formats::Value& choice : value.array_at("choices", where)) {
     const auto* text = choice.get_if<std::string>();
     const size_t index = question.choices.size();
-    AMOEBA_CHECK_KIND(kData, text != nullptr, where, ": choices[", index, "] is a ",
+    AMOEBA_CHECK_KIND(kData, text != nullptr, where, ": choices[", index, "] is of type ",
                       choice.type_name(), ", want a string");
     AMOEBA_CHECK_KIND(kData, !without_leading_space(*text).empty(), where, ": choices[", index,
                       "] is blank, want some text");

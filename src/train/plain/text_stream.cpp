@@ -37,6 +37,7 @@ TextStream::TextStream(std::vector<std::string> stop_strings)
 }
 
 std::string TextStream::push(std::string_view bytes) {
+  if (stopped()) return "";
   for (const char byte : bytes) {
     if (stopped()) break;
     held_ += byte;
