@@ -45,7 +45,7 @@ struct ModelInput {
 struct ModelOutput {
   at::Tensor hidden;    // [T, D] after the final norm
   at::Tensor counts;    // [M, E] int64, tokens each expert got
-  at::Tensor aux_loss;  // fp32 scalar, mean over the MoE layers; 0 without any
+  at::Tensor aux_loss;  // fp32 scalar, mean over the MoE layers; 0 without any or in inference mode
   at::Tensor z_loss;    // likewise
 };
 

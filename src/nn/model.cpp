@@ -118,6 +118,7 @@ ModelOutput Model::forward(const ModelInput& input, std::vector<KvCache>* caches
     hidden = out.hidden;
     if (!out.counts.defined()) continue;  // a dense layer
     counts.push_back(out.counts);
+    if (!out.aux_loss.defined()) continue;  // inference mode
     aux_losses.push_back(out.aux_loss);
     z_losses.push_back(out.z_loss);
   }
