@@ -288,7 +288,13 @@ std::string Run::sample() {
   options.context = config_.training.seq_len;
   options.stop = context_.stop_requested;
   context_.progress.live("generating a sample", clock_.seconds());
-  return generate(setup_.model, *setup_.tokenizer, config_.sample.prompt, options).text;
+  try {
+    return generate(setup_.model, *setup_.tokenizer, config_.sample.prompt, options).text;
+  } catch (const Error& error) {  // logits that are no numbers: the run is none the worse
+    if (error.kind() != ErrorKind::kNumeric) throw;
+    context_.log(LogLevel::kWarning, error.what());
+    return "";
+  }
 }
 
 void Run::finish(RunSummary& summary, const std::string& reason) {

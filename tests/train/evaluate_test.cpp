@@ -64,7 +64,9 @@ TEST(Evaluate, LossIsThatOfEachTokenByItself) {
     nn::Model model = scored_model(config, tokenizer.vocab_size(), at::kFloat);
     nn::Model exact = scored_model(config, tokenizer.vocab_size(), at::kDouble);
     const train::ValidationData data = train::open_validation_data(files, config, tokenizer);
-    const Evaluation got = train::evaluate(model, data.set, {.batch_size = 3});
+    train::EvaluateOptions options;
+    options.batch_size = 3;
+    const Evaluation got = train::evaluate(model, data.set, options);
 
     constexpr int32_t kEnd = formats::ByteTokenizer::kEndOfDocument;
     std::vector<int32_t> row = {kEnd};  // stands before the first token and begins no document

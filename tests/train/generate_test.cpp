@@ -98,7 +98,7 @@ Generated without_cache(nn::Model& model, const formats::Tokenizer& tokenizer,
 TEST_P(Generate, EqualsReadingEverythingAgain) {
   options_.num_tokens = 90;  // the context is full several times
   int64_t longest = 0;
-  for (options_.seed = 1; options_.seed <= 40; ++options_.seed) {
+  for (options_.seed = 1; options_.seed <= 12; ++options_.seed) {
     for (const std::string prompt : {"c", "abcdeabcde", "abcdeabcdeabcdeabcdeabcdeabcde"}) {
       const Generated got = run(prompt);
       const Generated want = without_cache(model_, tokenizer_, prompt, options_);
@@ -174,7 +174,7 @@ TEST_P(Generate, PromptsTogetherEqualPromptsAlone) {
       "abc", "d", "eabcdeabcdeabcdeabcdeabcd", "ba", "abc", "ccccccccccc", "e"};
   for (const double temperature : {0.0, 1.0}) {
     options_.sampling = {temperature, 8, 0.95};
-    for (options_.seed = 1; options_.seed <= 8; ++options_.seed) {
+    for (options_.seed = 1; options_.seed <= 4; ++options_.seed) {
       std::vector<Generated> alone;
       for (const std::string& prompt : prompts) alone.push_back(run(prompt));
       for (const int64_t batch_size : {2, 3, 16}) {
