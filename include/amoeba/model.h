@@ -45,7 +45,7 @@ struct ModelInput {
 struct ModelOutput {
   at::Tensor hidden;    // [T, D] after the final norm
   at::Tensor counts;    // [M, E] int64, tokens each expert got
-  at::Tensor aux_loss;  // fp32 scalar, mean over the MoE layers; 0 without any
+  at::Tensor aux_loss;  // fp32 scalar, mean over the MoE layers; 0 without any or in inference mode
   at::Tensor z_loss;    // likewise
 };
 
@@ -77,7 +77,8 @@ class Model {
   at::Tensor logits(const at::Tensor& hidden) const;
   const Parameter& lm_head() const { return *lm_head_; }
 
-  std::vector<KvCache> make_caches(int64_t max_positions) const;
+  // One a block, of `num_rows` sequences of up to `max_positions` tokens.
+  std::vector<KvCache> make_caches(int64_t num_rows, int64_t max_positions) const;
   ModelSize size(int64_t seq_len) const;
 
   const ModelConfig& config() const { return config_; }

@@ -49,9 +49,10 @@ at::Tensor Attention::forward(const at::Tensor& hidden, const SequenceLayout& la
                     kind_);
 }
 
-KvCache Attention::make_cache(int64_t max_positions, at::TensorOptions options) const {
-  return std::visit([&](const auto& kind) { return kind.make_cache(max_positions, options); },
-                    kind_);
+KvCache Attention::make_cache(int64_t num_rows, int64_t max_positions,
+                              at::TensorOptions options) const {
+  return std::visit(
+      [&](const auto& kind) { return kind.make_cache(num_rows, max_positions, options); }, kind_);
 }
 
 }  // namespace amoeba::nn

@@ -28,7 +28,7 @@ class Attention {
   at::Tensor forward(const at::Tensor& hidden, const SequenceLayout& layout, const RopeTable& table,
                      KvCache* cache) const;
 
-  KvCache make_cache(int64_t max_positions, at::TensorOptions options) const;
+  KvCache make_cache(int64_t num_rows, int64_t max_positions, at::TensorOptions options) const;
 
  private:
   using Kind = std::variant<GroupedQueryAttention, LatentAttention>;

@@ -48,8 +48,8 @@ class Block {
   BlockOutput forward(const at::Tensor& hidden, const BlockCall& call, const at::Tensor& expert_ids,
                       KvCache* cache, ActivationCheckpoint mode) const;
 
-  KvCache make_cache(int64_t max_positions, at::TensorOptions options) const {
-    return attention_.make_cache(max_positions, options);
+  KvCache make_cache(int64_t num_rows, int64_t max_positions, at::TensorOptions options) const {
+    return attention_.make_cache(num_rows, max_positions, options);
   }
 
  private:

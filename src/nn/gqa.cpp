@@ -49,11 +49,12 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   return linear(causal_attention(q, k, v, hd, scale, layout, cache), *wo_);
 }
 
-KvCache GroupedQueryAttention::make_cache(int64_t max_positions, at::TensorOptions options) const {
+KvCache GroupedQueryAttention::make_cache(int64_t num_rows, int64_t max_positions,
+                                          at::TensorOptions options) const {
   const auto heads = [&] {
-    return at::empty({1, config_.num_kv_heads, max_positions, config_.head_dim}, options);
+    return at::empty({num_rows, config_.num_kv_heads, max_positions, config_.head_dim}, options);
   };
-  return {heads(), heads(), 0};
+  return {heads(), heads(), std::vector<int64_t>(static_cast<size_t>(num_rows), 0)};
 }
 
 }  // namespace amoeba::nn

@@ -22,7 +22,7 @@ class GroupedQueryAttention {
 
   at::Tensor forward(const at::Tensor& hidden, const SequenceLayout& layout, const RopeTable& table,
                      KvCache* cache) const;
-  KvCache make_cache(int64_t max_positions, at::TensorOptions options) const;
+  KvCache make_cache(int64_t num_rows, int64_t max_positions, at::TensorOptions options) const;
 
  private:
   AttentionConfig config_;

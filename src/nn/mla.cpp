@@ -123,11 +123,13 @@ at::Tensor LatentAttention::forward(const at::Tensor& hidden, const SequenceLayo
                 *wo_);
 }
 
-KvCache LatentAttention::make_cache(int64_t max_positions, at::TensorOptions options) const {
+KvCache LatentAttention::make_cache(int64_t num_rows, int64_t max_positions,
+                                    at::TensorOptions options) const {
   const auto heads = [&](int64_t width) {
-    return at::empty({1, config_.num_heads, max_positions, width}, options);
+    return at::empty({num_rows, config_.num_heads, max_positions, width}, options);
   };
-  return {heads(config_.key_dim()), heads(config_.value_dim()), 0};
+  return {heads(config_.key_dim()), heads(config_.value_dim()),
+          std::vector<int64_t>(static_cast<size_t>(num_rows), 0)};
 }
 
 }  // namespace amoeba::nn

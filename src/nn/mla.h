@@ -28,7 +28,7 @@ class LatentAttention {
 
   at::Tensor forward(const at::Tensor& hidden, const SequenceLayout& layout, const RopeTable& table,
                      KvCache* cache) const;
-  KvCache make_cache(int64_t max_positions, at::TensorOptions options) const;
+  KvCache make_cache(int64_t num_rows, int64_t max_positions, at::TensorOptions options) const;
 
  private:
   at::Tensor queries(const at::Tensor& hidden) const;  // [T, heads*qk], not rotated

@@ -118,6 +118,7 @@ ModelOutput Model::forward(const ModelInput& input, std::vector<KvCache>* caches
     hidden = out.hidden;
     if (!out.counts.defined()) continue;  // a dense layer
     counts.push_back(out.counts);
+    if (!out.aux_loss.defined()) continue;  // inference mode
     aux_losses.push_back(out.aux_loss);
     z_losses.push_back(out.z_loss);
   }
@@ -131,11 +132,13 @@ at::Tensor Model::logits(const at::Tensor& hidden) const {
   return at::mm(hidden, lm_head_->compute.t()).to(at::kFloat);
 }
 
-std::vector<KvCache> Model::make_caches(int64_t max_positions) const {
+std::vector<KvCache> Model::make_caches(int64_t num_rows, int64_t max_positions) const {
   const auto options = at::TensorOptions(dtype_).device(device());
   std::vector<KvCache> caches;
   caches.reserve(blocks_.size());
-  for (const Block& block : blocks_) caches.push_back(block.make_cache(max_positions, options));
+  for (const Block& block : blocks_) {
+    caches.push_back(block.make_cache(num_rows, max_positions, options));
+  }
   return caches;
 }
 

@@ -31,8 +31,8 @@ struct MoeOutput {
   at::Tensor y;           // [T, D]
   at::Tensor expert_ids;  // [T, K], what a recomputation passes back in
   at::Tensor counts;      // [E] int64
-  at::Tensor aux_loss;    // fp32 scalar
-  at::Tensor z_loss;      // fp32 scalar
+  at::Tensor aux_loss;    // fp32 scalar; undefined in inference mode
+  at::Tensor z_loss;      // likewise
 };
 
 class Moe {

@@ -15,6 +15,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <limits>
@@ -195,6 +196,7 @@ RouterOutput Router::forward(const at::Tensor& x, const at::Tensor& expert_bias,
   out.expert_ids =
       token_mask.defined() ? at::where(token_mask.unsqueeze(1), taken, config_.num_experts) : taken;
   out.counts = count_experts(out.expert_ids, config_.num_experts);
+  if (c10::InferenceMode::is_enabled()) return out;  // nobody trains by the losses
   out.aux_loss = load_balance_loss(is_sigmoid ? normalized(scores_TE) : scores_TE, out.counts,
                                    config_.top_k, token_mask);
   out.z_loss = router_z_loss(logits, token_mask);

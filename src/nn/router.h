@@ -42,8 +42,9 @@ struct RouterOutput {
   at::Tensor scores;      // [T, K] fp32, differentiable
   at::Tensor expert_ids;  // [T, K] int64 in [0, E); E for tokens outside the mask
   at::Tensor counts;      // [E] int64, tokens inside the mask only
-  at::Tensor aux_loss;    // fp32 scalar, differentiable: load_balance_loss
-  at::Tensor z_loss;      // fp32 scalar, differentiable: router_z_loss
+  // fp32 scalars, differentiable; undefined in inference mode.
+  at::Tensor aux_loss;  // load_balance_loss
+  at::Tensor z_loss;    // router_z_loss
 };
 
 // The K largest of each row of choice [T, E] fp32, best first; equal values: the lower id. NaN

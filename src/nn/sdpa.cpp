@@ -1,9 +1,13 @@
 #include "nn/sdpa.h"
 
 #include <ATen/SDPBackend.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+
+#include <optional>
 
 #include "amoeba/error.h"
 
@@ -18,10 +22,9 @@ at::Tensor to_heads(const at::Tensor& x, int64_t rows, int64_t length) {
 
 // All [rows, heads, length, width] -> [rows*length, heads*value_dim]
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t value_dim,
-                  double scale, bool is_causal) {
-  at::Tensor y = at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0,
-                                                  is_causal, scale,
-                                                  /*enable_gqa=*/q.size(1) != k.size(1));
+                  double scale, const std::optional<at::Tensor>& mask, bool is_causal) {
+  at::Tensor y = at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, is_causal,
+                                                  scale, /*enable_gqa=*/q.size(1) != k.size(1));
   if (y.size(3) != value_dim) y = y.narrow(3, 0, value_dim);
   return y.transpose(1, 2).reshape({q.size(0) * q.size(2), q.size(1) * value_dim});
 }
@@ -29,25 +32,51 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        int64_t value_dim, double scale, int64_t rows, int64_t length) {
   return attend(to_heads(q, rows, length), to_heads(k, rows, length), to_heads(v, rows, length),
-                value_dim, scale, /*is_causal=*/true);
+                value_dim, scale, /*mask=*/{}, /*is_causal=*/true);
 }
 
-// Generation: T new tokens of one sequence against everything cached.
+// Generation: S new tokens of one sequence against everything its row holds.
+at::Tensor attend_cached_row(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             int64_t value_dim, double scale, KvCache& cache, int64_t row) {
+  const int64_t tokens = q.size(0), before = cache.lengths[static_cast<size_t>(row)];
+  const int64_t total = before + tokens;
+  AMOEBA_CHECK(total <= cache.keys.size(2), "attention: the cache holds ", cache.keys.size(2),
+               " positions, want ", total);
+  const at::Tensor keys = cache.keys.narrow(0, row, 1), values = cache.values.narrow(0, row, 1);
+  keys.narrow(2, before, tokens).copy_(to_heads(k, 1, tokens));
+  values.narrow(2, before, tokens).copy_(to_heads(v, 1, tokens).narrow(3, 0, value_dim));
+  cache.lengths[static_cast<size_t>(row)] = total;
+  if (before == 0) return attend_rows(q, k, v, value_dim, scale, 1, tokens);
+  std::optional<at::Tensor> mask;  // [S, total]; one token sees all
+  if (tokens > 1) {
+    const at::Tensor position = at::arange(total, at::TensorOptions(at::kLong).device(q.device()));
+    mask = position.le(position.narrow(0, before, tokens).unsqueeze(1));
+  }
+  return attend(to_heads(q, 1, tokens), keys.narrow(2, 0, total), values.narrow(2, 0, total),
+                value_dim, scale, mask, /*is_causal=*/false);
+}
+
+// Each sequence on its own, so that its numbers do not depend on the others.
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                         int64_t value_dim, double scale, KvCache& cache) {
-  const int64_t tokens = q.size(0);
-  AMOEBA_CHECK(cache.length == 0 || tokens == 1, "attention: got ", tokens,
-               " tokens on a cache of ", cache.length,
-               ", want the whole prompt first and then one token a call");
-  AMOEBA_CHECK(cache.length + tokens <= cache.keys.size(2), "attention: the cache holds ",
-               cache.keys.size(2), " positions, want ", cache.length + tokens);
-  cache.keys.narrow(2, cache.length, tokens).copy_(to_heads(k, 1, tokens));
-  cache.values.narrow(2, cache.length, tokens)
-      .copy_(to_heads(v, 1, tokens).narrow(3, 0, value_dim));
-  cache.length += tokens;
-  if (tokens == cache.length) return attend_rows(q, k, v, value_dim, scale, 1, tokens);
-  return attend(to_heads(q, 1, tokens), cache.keys.narrow(2, 0, cache.length),
-                cache.values.narrow(2, 0, cache.length), value_dim, scale, /*is_causal=*/false);
+                         int64_t value_dim, double scale, const SequenceLayout& layout,
+                         KvCache& cache) {
+  const int64_t length = layout.seq_len, num_rows = cache.keys.size(0);
+  AMOEBA_CHECK(layout.segments.empty(), "attention: got ", layout.segments.size(),
+               " segments with a cache, want none");
+  const auto size = layout.cache_rows.empty() ? layout.batch_size
+                                              : static_cast<int64_t>(layout.cache_rows.size());
+  AMOEBA_CHECK(size == layout.batch_size, "attention: got ", size, " cache rows for ",
+               layout.batch_size, " sequences");
+  std::vector<at::Tensor> pieces;
+  for (int64_t b = 0; b < size; ++b) {
+    const int64_t row = layout.cache_rows.empty() ? b : layout.cache_rows[static_cast<size_t>(b)];
+    AMOEBA_CHECK(row >= 0 && row < num_rows, "attention: cache row is ", row, ", want 0 to ",
+                 num_rows - 1);
+    pieces.push_back(
+        attend_cached_row(q.narrow(0, b * length, length), k.narrow(0, b * length, length),
+                          v.narrow(0, b * length, length), value_dim, scale, cache, row));
+  }
+  return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
 }
 
 // Lengths of the segments, which must follow one another without a gap.
@@ -71,7 +100,7 @@ std::vector<int64_t> segment_lengths(const SequenceLayout& layout) {
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,
                             KvCache* cache) {
-  if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, *cache);
+  if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, layout, *cache);
   if (layout.segments.empty()) {
     return attend_rows(q, k, v, value_dim, scale, layout.batch_size, layout.seq_len);
   }

@@ -19,23 +19,24 @@ struct Segment {
 
 // How the T = B*S tokens of a batch hang together; tokens of row b are b*S .. b*S+S-1.
 struct SequenceLayout {
-  int64_t batch_size = 0;         // B
-  int64_t seq_len = 0;            // S
-  at::Tensor positions;           // [T] int64, restarting at each document
-  std::vector<Segment> segments;  // in order, covering every row; empty: one document a row
+  int64_t batch_size = 0;                // B
+  int64_t seq_len = 0;                   // S
+  at::Tensor positions;                  // [T] int64, restarting at each document
+  std::vector<Segment> segments;         // in order, covering every row; empty: one document a row
+  std::vector<int64_t> cache_rows = {};  // [B] with a cache: its rows, each once; empty: 0 .. B-1
 };
 
-// Keys and values of the tokens so far of one sequence, for generation (batch size 1).
+// Keys and values of the tokens so far of several sequences, one a row, for generation.
 struct KvCache {
-  at::Tensor keys;    // [1, kv heads, max positions, hd]
-  at::Tensor values;  // [1, kv heads, max positions, value_dim]
-  int64_t length = 0;
+  at::Tensor keys;               // [rows, kv heads, max positions, hd]
+  at::Tensor values;             // [rows, kv heads, max positions, value_dim]
+  std::vector<int64_t> lengths;  // [rows] positions in use; a smaller number forgets the last ones
 };
 
 // softmax(scale q k^T) v, causal within each document: q [T, heads, hd], k [T, kv heads, hd],
 // v [T, kv heads, width] -> [T, heads * value_dim], kv heads dividing heads. Columns of v past
 // value_dim are padding: zeros, left out of the result; see value_width. With a cache: appends the
-// T tokens and attends to all before; more than one token only into an empty one.
+// S tokens of each sequence to its row, and attends to all that the row holds up to each token.
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,
                             KvCache* cache);

@@ -11,6 +11,15 @@
 
 namespace amoeba::train {
 
+namespace {
+
+void set_means(Evaluation& evaluation, double loss_sum) {
+  evaluation.loss = loss_sum / static_cast<double>(evaluation.tokens);
+  evaluation.bits_per_byte = loss_sum / std::numbers::ln2 / static_cast<double>(evaluation.bytes);
+}
+
+}  // namespace
+
 Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOptions& options) {
   const at::NoGradGuard no_grad;
   const int64_t total = options.max_windows > 0 ? std::min(options.max_windows, set.num_windows())
@@ -18,7 +27,6 @@ Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOp
   const nn::ExpertStats training_stats = model.expert_stats();
   Evaluation out;
   double loss_sum = 0.0;
-  int64_t tokens = 0, bytes = 0;
   while (out.windows < total && !(options.stop && options.stop())) {
     if (options.progress) options.progress(out.windows, total);
     const int64_t size = std::min(options.batch_size, total - out.windows);
@@ -28,14 +36,28 @@ Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOp
         nn::lm_head_cross_entropy(model.forward(on_device.input).hidden, model.lm_head(),
                                   on_device.targets, {1.0, options.loss_chunk_bytes});
     loss_sum += loss.loss_sum.item<double>();
-    tokens += batch.micro_batch.valid_tokens;
-    bytes += batch.num_bytes;
+    out.tokens += batch.micro_batch.valid_tokens;
+    out.bytes += batch.num_bytes;
     out.windows += size;
   }
   model.expert_stats() = training_stats;
-  out.loss = loss_sum / static_cast<double>(tokens);
   out.complete = out.windows == total;
-  out.bits_per_byte = loss_sum / std::numbers::ln2 / static_cast<double>(bytes);
+  set_means(out, loss_sum);
+  return out;
+}
+
+Evaluation total_of(std::span<const Evaluation> parts) {
+  Evaluation out;
+  out.complete = true;
+  double loss_sum = 0.0;
+  for (const Evaluation& part : parts) {
+    if (part.tokens > 0) loss_sum += part.loss * static_cast<double>(part.tokens);
+    out.tokens += part.tokens;
+    out.bytes += part.bytes;
+    out.windows += part.windows;
+    out.complete = out.complete && part.complete;
+  }
+  set_means(out, loss_sum);
   return out;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "amoeba/model.h"
 #include "train/plain/data_loader.h"
@@ -14,7 +15,12 @@ struct Evaluation {
   double bits_per_byte = 0;  // of the original text; NaN likewise
   int64_t windows = 0;       // evaluated
   bool complete = false;     // not stopped early
+  int64_t tokens = 0;        // predicted
+  int64_t bytes = 0;         // of text behind them
 };
+
+// Of all tokens and bytes of several evaluations together.
+Evaluation total_of(std::span<const Evaluation> parts);
 
 struct EvaluateOptions {
   int64_t max_windows = 0;  // 0: all

@@ -376,12 +376,18 @@ std::string Run::sample() {
   if (config_.sample.prompt.empty()) return "";
   GenerateOptions options;
   options.num_tokens = config_.sample.num_tokens;
-  options.temperature = config_.sample.temperature;
+  options.sampling.temperature = config_.sample.temperature;
   options.seed = static_cast<uint64_t>(config_.sample.seed);
   options.context = config_.training.seq_len;
   options.stop = context_.stop_requested;
   context_.progress.live("generating a sample", clock_.seconds());
-  return generate(setup_.model, *setup_.tokenizer, config_.sample.prompt, options).text;
+  try {
+    return generate(setup_.model, *setup_.tokenizer, config_.sample.prompt, options).text;
+  } catch (const Error& error) {  // logits that are no numbers: the run is none the worse
+    if (error.kind() != ErrorKind::kNumeric) throw;
+    context_.log(LogLevel::kWarning, error.what());
+    return "";
+  }
 }
 
 void Run::finish(RunSummary& summary, const std::string& reason) {

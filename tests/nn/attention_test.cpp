@@ -87,7 +87,7 @@ TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
   const at::Tensor x = random({kLength, kDim}).to(at::kFloat);
   const at::Tensor whole = fixture.attention.forward(
       x, {1, kLength, at::arange(kLength, at::kLong), {}}, fixture.table, nullptr);
-  nn::KvCache cache = fixture.attention.make_cache(kLength, at::kFloat);
+  nn::KvCache cache = fixture.attention.make_cache(1, kLength, at::kFloat);
   std::vector<at::Tensor> parts;
   for (const auto& [begin, size] :
        {std::pair<int64_t, int64_t>{0, 4}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}}) {

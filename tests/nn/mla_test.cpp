@@ -138,7 +138,7 @@ TEST(Mla, CacheTokenByTokenEqualsAllAtOnce) {
     const at::Tensor x = random({kLength, kDim}).to(at::kFloat);
     const at::Tensor whole = fixture.attention.forward(
         x, {1, kLength, at::arange(kLength, at::kLong), {}}, fixture.table, nullptr);
-    nn::KvCache cache = fixture.attention.make_cache(kLength, at::kFloat);
+    nn::KvCache cache = fixture.attention.make_cache(1, kLength, at::kFloat);
     EXPECT_EQ(cache.keys.sizes(), (at::IntArrayRef{1, shape.heads, kLength, 10}));
     EXPECT_EQ(cache.values.sizes(), (at::IntArrayRef{1, shape.heads, kLength, 7}));
     std::vector<at::Tensor> parts;

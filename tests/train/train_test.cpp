@@ -168,6 +168,21 @@ TEST(Train, StepsThatAreNotFiniteAreRejectedAndEndTheRun) {
   }
 }
 
+TEST(Train, ARunWhoseLogitsAreNoNumbersEndsWithoutASample) {
+  Lab lab;
+  RunConfig config = small_config();
+  config.training.steps = 2;
+  spoil(lab, lab.run(config).checkpoint, 3, "norm.weight", 0, 1);
+  config.training.steps = 4;
+  config.sample.prompt = "the ";
+  config.checkpoint.resume = "auto";
+  const RunSummary summary = lab.run(config);
+  EXPECT_EQ(summary.step, 4);
+  EXPECT_EQ(summary.sample, "");
+  EXPECT_NE(lab.log.find("sample: the logit of token 0 is nan, want a number"), std::string::npos);
+  EXPECT_EQ(train::read_metrics(lab.files, "/run/metrics.jsonl").ends.back().reason, "completed");
+}
+
 TEST(Train, AfterNRejectedStepsTheStateIsSavedThenTheReportThenTheRunEnds) {
   Lab lab;
   RunConfig config = small_config();
