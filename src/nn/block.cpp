@@ -35,21 +35,21 @@ Block::Block(const BlockConfig& config, const std::string& prefix, const LayerIn
       network_(make_network(config, prefix, init, store)) {}
 
 at::Tensor Block::attend(const at::Tensor& hidden, const BlockCall& call, KvCache* cache) const {
-  const at::Tensor x = rms_norm(hidden, *attention_norm_, norm_eps_);
-  return hidden + attention_.forward(x, call.layout, call.rope, cache);
+  const auto [residual, x] = rms_norm_residual(hidden, *attention_norm_, norm_eps_);
+  return residual + attention_.forward(x, call.layout, call.rope, cache);
 }
 
 BlockOutput Block::feed_forward(const at::Tensor& hidden, const BlockCall& call,
                                 const at::Tensor& expert_ids) const {
-  const at::Tensor x = rms_norm(hidden, *ffn_norm_, norm_eps_);
+  const auto [residual, x] = rms_norm_residual(hidden, *ffn_norm_, norm_eps_);
   if (const auto* dense = std::get_if<FeedForward>(&network_)) {
-    return {hidden + dense->forward(x), {}, {}, {}, {}};
+    return {residual + dense->forward(x), {}, {}, {}, {}};
   }
   ExpertStats uncounted;
   const MoeOutput moe = std::get<Moe>(network_).forward(
       x, call.expert_bias, call.token_mask, expert_ids, call.error_word, *call.backend,
       call.stats != nullptr ? *call.stats : uncounted);
-  return {hidden + moe.y, moe.expert_ids, moe.counts, moe.aux_loss, moe.z_loss};
+  return {residual + moe.y, moe.expert_ids, moe.counts, moe.aux_loss, moe.z_loss};
 }
 
 BlockOutput Block::forward(const at::Tensor& hidden, const BlockCall& call,

@@ -12,9 +12,13 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "amoeba/error.h"
+#include "nn/cpu_math.h"
 #include "nn/linear.h"
+#include "nn/parallel.h"
+#include "nn/vector_exp.h"
 
 namespace amoeba::nn {
 
@@ -53,6 +57,77 @@ at::Tensor loss_on_card(const Chunk& chunk, const Parameter& lm_head, double sca
   return losses.sum(at::kDouble).neg();
 }
 
+AMOEBA_CPU_CLONES
+float largest(const float* values, int64_t size) {
+  float lanes[kLanes];
+  std::fill_n(lanes, kLanes, values[0]);
+  int64_t v = 0;
+  for (; v + kLanes <= size; v += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      lanes[j] = values[v + j] > lanes[j] ? values[v + j] : lanes[j];
+    }
+  }
+  float max = values[0];
+  for (; v < size; ++v) max = values[v] > max ? values[v] : max;
+  for (const float lane : lanes) max = lane > max ? lane : max;
+  return max;
+}
+
+// values[v] = e^(values[v] - shift), and their sum.
+AMOEBA_CPU_CLONES
+float exponentials(float* values, float shift, int64_t size) {
+  float lanes[kLanes] = {};
+  int64_t v = 0;
+  for (; v + kLanes <= size; v += kLanes) {
+    for (int64_t j = 0; j < kLanes; ++j) {
+      values[v + j] = vector_exp(values[v + j] - shift);
+      lanes[j] += values[v + j];
+    }
+  }
+  float sum = 0.0f;
+  for (; v < size; ++v) sum += values[v] = vector_exp(values[v] - shift);
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+AMOEBA_CPU_CLONES
+void scale_row(float* values, float factor, int64_t size) {
+  for (int64_t v = 0; v < size; ++v) values[v] *= factor;
+}
+
+// Losses of [chunk] tokens, 0 where ignored, in one pass over a row while it is in cache. Logits
+// are used up: with gradients they become those of scale * sum of losses, scale * (softmax - one
+// hot).
+at::Tensor token_losses_cpu(const at::Tensor& logits, const at::Tensor& targets, double scale,
+                            bool with_grad) {
+  const int64_t vocab = logits.size(1);
+  at::Tensor losses = at::empty(targets.sizes(), logits.options());
+  const at::Tensor ids = targets.contiguous();
+  const int64_t* target_of = ids.const_data_ptr<int64_t>();
+  float *rows = logits.mutable_data_ptr<float>(), *loss = losses.mutable_data_ptr<float>();
+  parallel_for(ids.size(0), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      float* row = rows + t * vocab;
+      const int64_t target = target_of[t];
+      if (target == kIgnoreIndex) {
+        loss[t] = 0.0f;
+        std::fill_n(row, vocab, 0.0f);
+        continue;
+      }
+      AMOEBA_CHECK(target >= 0 && target < vocab, "cross_entropy: target of token ", t, " is ",
+                   target, ", want 0 to ", vocab - 1, ", or ", kIgnoreIndex, " for none");
+      const float max = largest(row, vocab), own = row[target];
+      const float sum = exponentials(row, max, vocab);
+      loss[t] = max - own + std::log(sum);
+      if (!with_grad) continue;
+      const auto factor = static_cast<float>(scale);
+      scale_row(row, factor / sum, vocab);
+      row[target] -= factor;
+    }
+  });
+  return losses;
+}
+
 }  // namespace
 
 LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_head,
@@ -74,23 +149,17 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
     const int64_t size = std::min(chunk, tokens - begin);
     const at::Tensor rows = x.narrow(0, begin, size);
     const at::Tensor target = targets.narrow(0, begin, size);
-    const at::Tensor valid = target.ne(kIgnoreIndex);
-    // Only the ignore index is replaced: any other target outside [0, V) is refused by gather.
-    const at::Tensor safe_target = at::where(valid, target, 0).unsqueeze(1);
-    if (x.is_cuda()) {
+    if (!x.is_cpu()) {
+      const at::Tensor valid = target.ne(kIgnoreIndex);
+      // Only the ignore index is replaced: any other target outside [0, V) is refused by gather.
+      const at::Tensor safe_target = at::where(valid, target, 0).unsqueeze(1);
       const at::Tensor dhidden = with_grad ? out.dhidden.narrow(0, begin, size) : at::Tensor();
       out.loss_sum.add_(loss_on_card({rows, valid, safe_target, dhidden}, lm_head, options.scale));
       continue;
     }
-    at::Tensor logits = at::mm(rows, weight.t()).to(at::kFloat);  // [chunk, V]
-    const at::Tensor lse = logits.logsumexp(1, /*keepdim=*/true);
-    const at::Tensor loss = (lse - logits.gather(1, safe_target)).squeeze(1);
-    out.loss_sum.add_(at::where(valid, loss, 0.0).sum(at::kDouble));
+    const at::Tensor logits = at::mm(rows, weight.t()).to(at::kFloat);  // [chunk, V]
+    out.loss_sum.add_(token_losses_cpu(logits, target, options.scale, with_grad).sum(at::kDouble));
     if (!with_grad) continue;
-    // d logits = scale * (softmax - one hot), zero where ignored, in the storage of the logits.
-    const at::Tensor row_scale = valid.to(at::kFloat).mul_(options.scale).unsqueeze(1);
-    logits.sub_(lse).exp_().mul_(row_scale);
-    logits.scatter_add_(1, safe_target, row_scale.neg());
     const at::Tensor dlogits = logits.to(weight.scalar_type());
     out.dhidden.narrow(0, begin, size).copy_(at::mm(dlogits, weight));
     add_weight_gradient(lm_head.grad, dlogits, rows);

@@ -28,10 +28,10 @@ void forward_row(const float* x, const float* weight, float rstd, float* y, int6
   for (int64_t d = 0; d < size; ++d) y[d] = x[d] * rstd * weight[d];
 }
 
-// dx = rstd * (w dy) - x * rstd^3 / D * sum(w dy x);  dw += dy x rstd
+// dx = passed + rstd * (w dy) - x * rstd^3 / D * sum(w dy x);  dw += dy x rstd
 AMOEBA_CPU_CLONES
-void backward_row(const float* x, const float* weight, const float* dy, float rstd, float* dx,
-                  float* dweight, int64_t size) {
+void backward_row(const float* x, const float* weight, const float* dy, const float* passed,
+                  float rstd, float* dx, float* dweight, int64_t size) {
   float lanes[kLanes] = {};
   int64_t d = 0;
   for (; d + kLanes <= size; d += kLanes) {
@@ -43,7 +43,8 @@ void backward_row(const float* x, const float* weight, const float* dy, float rs
   const float scale = rstd * rstd * rstd / static_cast<float>(size) * sum;
   for (d = 0; d < size; ++d) {
     dweight[d] += dy[d] * x[d] * rstd;
-    dx[d] = rstd * weight[d] * dy[d] - x[d] * scale;
+    const float own = rstd * weight[d] * dy[d] - x[d] * scale;
+    dx[d] = passed == nullptr ? own : passed[d] + own;
   }
 }
 
@@ -69,19 +70,21 @@ Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps
 }
 
 at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
-                        const at::Tensor& dy, at::Tensor& grad) {
+                        const at::Tensor& dy, const at::Tensor& passed, at::Tensor& grad) {
   const int64_t rows = x.size(0), size = x.size(1);
   const int64_t num_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   at::Tensor dx = at::empty_like(x);
   at::Tensor partial = at::zeros({num_blocks, size}, x.options());
   const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   const float *dy_data = dy.const_data_ptr<float>(), *rstd_data = rstd.const_data_ptr<float>();
+  const float* passed_data = passed.defined() ? passed.const_data_ptr<float>() : nullptr;
   float *dx_data = dx.mutable_data_ptr<float>(), *sums = partial.mutable_data_ptr<float>();
   parallel_for(num_blocks, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, rows); ++row) {
       const int64_t at = row * size;
-      backward_row(x_data + at, w, dy_data + at, rstd_data[row], dx_data + at,
-                   sums + row / kRowsPerBlock * size, size);
+      backward_row(x_data + at, w, dy_data + at,
+                   passed_data == nullptr ? nullptr : passed_data + at, rstd_data[row],
+                   dx_data + at, sums + row / kRowsPerBlock * size, size);
     }
   });
   float* dweight = grad.mutable_data_ptr<float>();
@@ -101,9 +104,10 @@ Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double ep
   return {y, rstd};
 }
 
-// dx = rstd (w dy - n mean(w dy n)) with n = x rstd;  dw += dy n. In fp32, few passes over memory.
+// dx = rstd (w dy - n mean(w dy n)) + passed with n = x rstd;  dw += dy n. In fp32, few passes over
+// memory.
 at::Tensor backward_composed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
-                             const at::Tensor& dy, at::Tensor& grad) {
+                             const at::Tensor& dy, const at::Tensor& passed, at::Tensor& grad) {
   const at::Tensor normal = x * rstd;
   const at::Tensor product = normal * dy;
   grad.add_(product.sum(0));
@@ -113,29 +117,38 @@ at::Tensor backward_composed(const at::Tensor& x, const at::Tensor& weight, cons
   const at::Tensor inner = (dy * weight).addcmul_(normal, mean, -1);
   at::Tensor dx = at::empty_like(x);
   at::mul_out(dx, inner, rstd);
-  return dx;
+  return passed.defined() ? dx.add_(passed) : dx;
 }
 
+// Returns y and x itself: what else reads x sends its gradient through here, where it is added in
+// the same pass.
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
-                            const at::Tensor& master, const at::Tensor& weight,
-                            const at::Tensor& grad, double eps) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                const at::Tensor& x, const at::Tensor& master,
+                                                const at::Tensor& weight, const at::Tensor& grad,
+                                                double eps) {
     (void)master;
     const Normalised out = forward_rows(x, weight, eps);
     context->save_for_backward({x, weight, out.rstd});
     context->saved_data["grad"] = grad;
-    return out.y;
+    context->set_materialize_grads(false);
+    return {out.y, x};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grad_outputs) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
+    at::Tensor passed = grad_outputs[1];
+    if (!grad_outputs[0].defined()) {
+      return {passed, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    }
     const at::Tensor dy = grad_outputs[0].contiguous();
+    if (passed.defined()) passed = passed.contiguous();
     at::Tensor grad = context->saved_data["grad"].toTensor();
-    const at::Tensor dx = has_cpu_loop(x) ? backward_cpu(x, weight, rstd, dy, grad)
-                                          : backward_composed(x, weight, rstd, dy, grad);
+    const at::Tensor dx = has_cpu_loop(x) ? backward_cpu(x, weight, rstd, dy, passed, grad)
+                                          : backward_composed(x, weight, rstd, dy, passed, grad);
     return {dx, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
@@ -143,12 +156,15 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps) {
+  return rms_norm_residual(x.reshape({-1, x.size(-1)}), weight, eps).normed.view(x.sizes());
+}
+
+NormedResidual rms_norm_residual(const at::Tensor& x, const Parameter& weight, double eps) {
   RECORD_USER_SCOPE("norm");
-  const at::Tensor rows = x.reshape({-1, x.size(-1)}).contiguous();
-  if (!weight.wants_gradient()) {
-    return forward_rows(rows, weight.compute, eps).y.view(x.sizes());
-  }
-  return RmsNorm::apply(rows, weight.master, weight.compute, weight.grad, eps).view(x.sizes());
+  const at::Tensor rows = x.contiguous();
+  if (!weight.wants_gradient()) return {rows, forward_rows(rows, weight.compute, eps).y};
+  const auto out = RmsNorm::apply(rows, weight.master, weight.compute, weight.grad, eps);
+  return {out[1], out[0]};
 }
 
 }  // namespace amoeba::nn

@@ -11,4 +11,11 @@ namespace amoeba::nn {
 // both gradients are fp32; the weight's is summed in a fixed order and added to weight.grad.
 at::Tensor rms_norm(const at::Tensor& x, const Parameter& weight, double eps);
 
+// The same for x [T, D] that is also used beside its norm, as by a residual sum: use `x` of the
+// result there, and both gradients of x are added in one pass.
+struct NormedResidual {
+  at::Tensor x, normed;
+};
+NormedResidual rms_norm_residual(const at::Tensor& x, const Parameter& weight, double eps);
+
 }  // namespace amoeba::nn

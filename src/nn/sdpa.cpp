@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "amoeba/error.h"
+#include "nn/cpu_attention/attention.h"
 
 namespace amoeba::nn {
 
@@ -79,8 +80,11 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Ten
   return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
 }
 
-// Lengths of the segments, which must follow one another without a gap.
-std::vector<int64_t> segment_lengths(const SequenceLayout& layout) {
+// Lengths of the documents, which must follow one another without a gap.
+std::vector<int64_t> document_lengths(const SequenceLayout& layout) {
+  if (layout.segments.empty()) {
+    return std::vector<int64_t>(static_cast<size_t>(layout.batch_size), layout.seq_len);
+  }
   std::vector<int64_t> lengths;
   lengths.reserve(layout.segments.size());
   int64_t next = 0;
@@ -101,10 +105,13 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
                             int64_t value_dim, double scale, const SequenceLayout& layout,
                             KvCache* cache) {
   if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, layout, *cache);
+  if (const auto* kernels = cpu_attention::kernels_for(q, k, v)) {
+    return cpu_attention::attend(*kernels, q, k, v, value_dim, scale, document_lengths(layout));
+  }
   if (layout.segments.empty()) {
     return attend_rows(q, k, v, value_dim, scale, layout.batch_size, layout.seq_len);
   }
-  const std::vector<int64_t> lengths = segment_lengths(layout);
+  const std::vector<int64_t> lengths = document_lengths(layout);
   // Split, not narrowed one by one: its backward is one concatenation.
   const auto qs = q.split_with_sizes(lengths), ks = k.split_with_sizes(lengths);
   const auto vs = v.split_with_sizes(lengths);
@@ -117,6 +124,7 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
 }
 
 int64_t value_width(const at::Tensor& q, int64_t value_dim) {
+  if (cpu_attention::kernels_for(q, q, q) != nullptr) return value_dim;
   const at::Tensor heads = to_heads(q, 1, q.size(0));
   const auto kernel_at = [&](int64_t width) {
     return static_cast<at::SDPBackend>(at::_fused_sdp_choice(

@@ -12,6 +12,7 @@
 
 #include "nn/cpu_math.h"
 #include "nn/parallel.h"
+#include "nn/vector_exp.h"
 
 namespace amoeba::nn {
 

@@ -5,6 +5,10 @@
 #include <ATen/Parallel.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -75,6 +79,14 @@ void set_num_threads(int64_t num_threads) {
 }
 
 int num_threads() { return at::get_num_threads(); }
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  constexpr int kLargestThreshold = 32 << 20, kNeverTrim = -1;
+  mallopt(M_MMAP_THRESHOLD, kLargestThreshold);
+  mallopt(M_TRIM_THRESHOLD, kNeverTrim);
+#endif
+}
 
 std::string device_name(at::Device device) {
   if (device.is_cuda()) {

@@ -23,6 +23,11 @@ int64_t loss_chunk_bytes(int64_t mib, at::DeviceType device);
 void set_num_threads(int64_t num_threads);
 int num_threads();
 
+// Makes the C library keep what is freed for the next allocation, as far as it can (blocks up to 32
+// MiB): a training step frees and takes the same tensors again, and pages that go back to the
+// system come back one fault and one clearing at a time.
+void keep_freed_memory();
+
 // "NVIDIA H200", or the processor's name and the thread count.
 std::string device_name(at::Device device);
 

@@ -9,6 +9,7 @@ namespace {
 
 at::Device prepare_device(const RunConfig& config) {
   set_num_threads(config.training.num_threads);
+  keep_freed_memory();
   return resolve_device(config.training.device);
 }
 

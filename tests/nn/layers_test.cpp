@@ -52,6 +52,31 @@ TEST_P(Layers, RmsNormAgreesWithPlain) {
   }
 }
 
+// The gradient of x's other use joins that of the norm, whichever of the two is there.
+TEST_P(Layers, ResidualNormAddsBothGradients) {
+  for (const auto& [with_normed, with_residual] :
+       {std::pair{true, true}, {true, false}, {false, true}}) {
+    const at::Tensor x = random({67, 24}), weight = random({24}), dy = random({67, 24});
+    OneParameter parameter(weight);
+    const auto combined = [&, normed = with_normed, residual = with_residual](
+                              const at::Tensor& in, const at::Tensor& norm) {
+      if (!residual) return norm;
+      return normed ? in * 3 + norm : in * 3;
+    };
+    const auto fused = [&](const Tensors& in) {
+      const auto [same, normed] = nn::rms_norm_residual(in[0], *parameter.handle, 1e-5);
+      return combined(same, normed);
+    };
+    const auto plain = [&](const Tensors& in) {
+      const at::Tensor wide = in[0].scalar_type() == at::kDouble ? in[0] : in[0].to(at::kFloat);
+      const at::Tensor normed =
+          wide * (wide.square().mean(-1, true) + 1e-5).rsqrt() * weight.to(wide.scalar_type());
+      return combined(in[0], normed.to(in[0].scalar_type()));
+    };
+    expect_agrees(run_with_gradients(fused, {x}, dy, GetParam()), plain, {x}, dy, GetParam());
+  }
+}
+
 TEST_P(Layers, SwigluAgreesWithPlain) {
   const at::Tensor x = random({37, 2 * 19}) * 4, dy = random({37, 19});
   const auto fused = [](const Tensors& in) { return nn::swiglu(in[0]); };

@@ -76,7 +76,7 @@ TEST_P(MlaShapes, AgreesWithPlainInOutputAndGradients) {
   at::Tensor leaf = x.clone().set_requires_grad(true);
   const at::Tensor y = fixture.attention.forward(leaf, layout, fixture.table, nullptr);
   EXPECT_EQ(y.scalar_type(), dtype);
-  EXPECT_TRUE(ran_flash(y));
+  EXPECT_TRUE(ran_flash(y) || ran_own_kernels(y)) << "a matrix of scores was made";
   torch::autograd::backward({y}, {dy});
 
   Tensors inputs = {x.to(at::kDouble)}, actual = {y.detach(), leaf.grad()};

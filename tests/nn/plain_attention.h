@@ -131,15 +131,17 @@ inline void collect_names(torch::autograd::Node* node, std::set<std::string>& na
   }
 }
 
-// Whether LibTorch took its flash kernel, by the name of the backward that it left behind.
-inline bool ran_flash(const at::Tensor& y) {
+// Which attention ran, by the name of the backward that it left behind.
+inline bool ran(const char* part, const at::Tensor& y) {
   std::set<std::string> names;
   collect_names(y.grad_fn().get(), names);
   for (const std::string& name : names) {
-    if (name.find("FlashAttention") != std::string::npos) return true;
+    if (name.find(part) != std::string::npos) return true;
   }
   return false;
 }
+inline bool ran_flash(const at::Tensor& y) { return ran("FlashAttention", y); }
+inline bool ran_own_kernels(const at::Tensor& y) { return ran("CausalAttention", y); }
 
 // Both attentions of x [T, D]. Weights are read from `in` at `next` on, in the order of
 // declaration.
