@@ -189,30 +189,41 @@ class Load {
   cudaStream_t stream_ = nullptr;
 };
 
-TEST(CudaVariants, RepeatToTheBitUnderLoad) {
-  SKIP_WITHOUT_GPU();
+// Every `step`-th case, `num_runs` times.
+void repeat_under_load(size_t step, int num_runs) {
   Load load;
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  for (size_t i = 0; i < cuda_cases().size(); i += 9) {
+  for (size_t i = 0; i < cuda_cases().size(); i += step) {
     const KernelCase& c = cuda_cases()[i];
     for (const Variant& variant : cuda::variants()) {
       if (!refusal(variant, c, DType::kBF16).empty()) continue;
       DeviceExperts experts(c, DType::kBF16, make_values(c, DType::kBF16),
                             make_previous(c, c.gradient_dtype(DType::kBF16)), variant.name);
-      std::vector<KernelResults> runs;
-      for (int run = 0; run < 3; ++run) {
+      KernelResults first;
+      for (int run = 0; run < num_runs; ++run) {
         experts.reset();
-        load.start();
+        if (run % 16 == 0) load.start();
         experts.forward(stream);
         experts.backward(stream);
-        runs.push_back(experts.results());
+        const KernelResults results = experts.results();
+        if (run == 0) first = results;
+        ASSERT_TRUE(same_bits(first, results)) << "run " << run << " " << variant.name << " " << c;
       }
-      EXPECT_TRUE(same_bits(runs[0], runs[1]) && same_bits(runs[0], runs[2]))
-          << variant.name << " " << c;
     }
   }
   check(cudaStreamDestroy(stream));
+}
+
+TEST(CudaVariants, RepeatToTheBitUnderLoad) {
+  SKIP_WITHOUT_GPU();
+  repeat_under_load(9, 3);
+}
+
+// Minutes: asked for with --gtest_also_run_disabled_tests.
+TEST(CudaVariants, DISABLED_RepeatAThousandTimes) {
+  SKIP_WITHOUT_GPU();
+  repeat_under_load(cuda_cases().size() / 5, 1000);
 }
 
 // A graph captured with one routing and replayed with another gives what a plain call gives.
