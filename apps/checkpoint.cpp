@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <functional>
+#include <utility>
 
 #include "amoeba/error.h"
 #include "apps/options.h"
@@ -30,10 +31,11 @@ Folders find_folders(FileSystem& files, const std::string& run) {
   return folders;
 }
 
-// The checkpoints that PATH stands for, newest first, and the action's exit code when it is done.
+// Calls `print` with each checkpoint's folder that PATH stands for, newest first, and prints one
+// line for an error. Returns the exit code.
 int for_each_checkpoint(const std::string& action, const std::string& summary,
                         const std::string& footer, const Arguments& arguments,
-                        const std::function<int(FileSystem&, const Folders&)>& body) {
+                        const std::function<void(FileSystem&, const std::string&)>& print) {
   Command command{"checkpoint " + action, summary, {}, /*takes_overrides=*/true};
   command.help_footer = [&] { return footer; };
   const Parsed parsed = parse(command, arguments);
@@ -51,7 +53,16 @@ int for_each_checkpoint(const std::string& action, const std::string& summary,
   if (files.exists(path + "/manifest.json")) folders = {{0, path}};
   AMOEBA_CHECK_KIND(kData, !folders.empty(), "checkpoint ", action, ": none in '", path,
                     "'; want a run's folder or one of its checkpoints");
-  return body(files, folders);
+  int code = 0;
+  for (const train::CheckpointFolder& checkpoint : folders) {
+    try {
+      print(files, checkpoint.folder);
+    } catch (const Error& error) {
+      std::printf("damaged  %s\n", error.what());
+      code = static_cast<int>(ErrorKind::kData);
+    }
+  }
+  return code;
 }
 
 std::string age_text(int64_t saved_at) {
@@ -67,24 +78,17 @@ int run_list(const Arguments& arguments) {
       "One line a checkpoint: step, tokens seen, size, age, what it holds (full: can be resumed;\n"
       "weights: for generate, eval and export only), schema of its manifest, folder.\n\n"
       "Example:\n  amoeba checkpoint list runs/demo\n",
-      arguments, [](FileSystem& files, const Folders& folders) {
-        int code = 0;
-        std::printf("%10s  %14s  %10s  %8s  %-7s  %6s  folder\n", "step", "tokens", "size", "age",
-                    "content", "schema");
-        for (const train::CheckpointFolder& checkpoint : folders) {
-          try {
-            const auto summary = train::summarize_checkpoint(files, checkpoint.folder);
-            std::printf(
-                "%10lld  %14s  %10s  %8s  %-7s  %6lld  %s\n", static_cast<long long>(summary.step),
-                format_count(summary.tokens_seen).c_str(), format_bytes(summary.bytes).c_str(),
-                age_text(summary.saved_at).c_str(), summary.weights_only ? "weights" : "full",
-                static_cast<long long>(summary.schema), checkpoint.folder.c_str());
-          } catch (const Error& error) {
-            std::printf("damaged  %s\n", error.what());
-            code = static_cast<int>(ErrorKind::kData);
-          }
+      arguments, [first = true](FileSystem& files, const std::string& folder) mutable {
+        const auto summary = train::summarize_checkpoint(files, folder);
+        if (std::exchange(first, false)) {
+          std::printf("%10s  %14s  %10s  %8s  %-7s  %6s  folder\n", "step", "tokens", "size", "age",
+                      "content", "schema");
         }
-        return code;
+        std::printf("%10lld  %14s  %10s  %8s  %-7s  %6lld  %s\n",
+                    static_cast<long long>(summary.step), format_count(summary.tokens_seen).c_str(),
+                    format_bytes(summary.bytes).c_str(), age_text(summary.saved_at).c_str(),
+                    summary.weights_only ? "weights" : "full",
+                    static_cast<long long>(summary.schema), folder.c_str());
       });
 }
 
@@ -101,21 +105,11 @@ int run_verify(const Arguments& arguments) {
       "passes over damaged ones by itself; a damaged folder may be removed by hand.\n\n"
       "Examples:\n  amoeba checkpoint verify runs/demo\n"
       "  amoeba checkpoint verify runs/demo/checkpoints/step-00000500\n",
-      arguments, [](FileSystem& files, const Folders& folders) {
-        int code = 0;
-        for (const train::CheckpointFolder& folder : folders) {
-          try {
-            const train::Checkpoint checkpoint = train::load_checkpoint(files, folder.folder);
-            const size_t tensors = checkpoint.weights.size() + checkpoint.optimizer.size();
-            std::printf("ok       %s: step %lld, %zu tensors and %zu files agree\n",
-                        folder.folder.c_str(), static_cast<long long>(checkpoint.step), tensors,
-                        checkpoint.attached.size());
-          } catch (const Error& error) {
-            std::printf("damaged  %s\n", error.what());
-            code = static_cast<int>(ErrorKind::kData);
-          }
-        }
-        return code;
+      arguments, [](FileSystem& files, const std::string& folder) {
+        const train::Checkpoint checkpoint = train::load_checkpoint(files, folder);
+        const size_t tensors = checkpoint.weights.size() + checkpoint.optimizer.size();
+        std::printf("ok       %s: step %lld, %zu tensors and %zu files agree\n", folder.c_str(),
+                    static_cast<long long>(checkpoint.step), tensors, checkpoint.attached.size());
       });
 }
 

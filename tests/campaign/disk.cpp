@@ -167,7 +167,7 @@ int64_t fault_trials(int64_t stride, const std::string& async_mode) {
     std::printf(
         "faults, async_mode %s: %lld operations, %lld faults, %lld runs went on to their "
         "end, %lld failures\n",
-        mode, static_cast<long long>(trials.num_operations()),
+        mode.c_str(), static_cast<long long>(trials.num_operations()),
         static_cast<long long>(trials.num_trials()), static_cast<long long>(trials.num_completed()),
         static_cast<long long>(trials.num_failed()));
     failed += trials.num_failed();
