@@ -18,7 +18,7 @@ constexpr apps::Verb kVerbs[] = {
     {"train", "train a model; resume a run", apps::run_train},
     {"find-lr", "try learning rates and suggest one", apps::run_find_lr},
     {"generate", "write text with a trained model", apps::run_generate},
-    {"eval", "loss of a trained model on text", apps::run_eval},
+    {"eval", "judge a trained model: loss on text, multiple choice", apps::run_eval},
     {"config", "show, check and explain configurations", apps::run_config},
     {"tokenizer", "train a tokenizer on text, encode, decode", apps::run_tokenizer},
     {"data", "encode text once for many runs; show a data set", apps::run_data},
