@@ -19,7 +19,7 @@ constexpr apps::Verb kVerbs[] = {
     {"train", "train a model; resume a run", apps::run_train},
     {"find-lr", "try learning rates and suggest one", apps::run_find_lr},
     {"generate", "write text with a trained model", apps::run_generate},
-    {"eval", "loss of a trained model on text", apps::run_eval},
+    {"eval", "judge a trained model: loss on text, multiple choice", apps::run_eval},
     {"export", "write a trained model as a Hugging Face folder", apps::run_export},
     {"checkpoint", "list and verify checkpoints", apps::run_checkpoint},
     {"config", "show, check and explain configurations", apps::run_config},
