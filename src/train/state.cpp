@@ -8,15 +8,11 @@
 
 namespace amoeba::train {
 
-namespace {
-
-std::string shape_text(const std::vector<int64_t>& shape) {
+std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   return text + "]";
 }
-
-}  // namespace
 
 std::vector<NamedTensor> weight_tensors(nn::Model& model) {
   std::vector<NamedTensor> tensors;
@@ -61,7 +57,7 @@ void load_entries(const std::vector<formats::TensorEntry>& entries,
     const formats::TensorEntry& entry = *found->second;
     AMOEBA_CHECK_KIND(kData, entry.dtype == "F32" && named.tensor.sizes() == entry.shape, source,
                       ": tensor '", named.name, "' is ", entry.dtype, " ", shape_text(entry.shape),
-                      ", want F32 ", shape_text(named.tensor.sizes().vec()),
+                      ", want F32 ", shape_text(named.tensor.sizes()),
                       "; was the checkpoint made with another model configuration?");
     const at::Tensor view = at::from_blob(const_cast<std::byte*>(entry.data.data()), entry.shape,
                                           at::TensorOptions(at::kFloat));

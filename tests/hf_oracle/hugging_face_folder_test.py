@@ -319,12 +319,7 @@ def check_origin(oracle, amoeba):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).eval()
     for layer in model.model.layers:
         layer.mlp = OriginExperts(options["hidden_size"], 18, 36, 5, 2, 1.5)
-    with torch.no_grad():
-        for name, values in model.named_parameters():
-            if values.dim() == 1:
-                values.copy_(1 + 0.2 * torch.randn_like(values))
-            else:
-                values.normal_(0, 1.0 if "embed" in name else 1.5 * values.shape[-1] ** -0.5)
+    plain.randomize(model)
     config = model.config.to_diff_dict() | {
         "model_type": "agpt_moe", "moe_intermediate_size": 18, "shared_expert_intermediate_size": 36,
         "num_local_experts": 5, "num_experts_per_tok": 2, "router_score_function": "softmax",
