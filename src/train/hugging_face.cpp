@@ -137,12 +137,6 @@ class Mapping {
   const nn::ModelConfig& config_;
 };
 
-std::string shape_text(at::IntArrayRef shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += cat(i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
-
 at::Tensor view_of(const TensorEntry& entry, at::IntArrayRef shape, at::ScalarType dtype) {
   return at::from_blob(const_cast<std::byte*>(entry.data.data()), shape, at::TensorOptions(dtype));
 }

@@ -10,13 +10,13 @@
 
 namespace amoeba::train {
 
-namespace {
-
-std::string shape_text(const std::vector<int64_t>& shape) {
+std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   return text + "]";
 }
+
+namespace {
 
 struct TypeName {
   const char* name;
@@ -94,7 +94,7 @@ void load_entries(const std::vector<formats::TensorEntry>& entries,
     const std::optional<at::ScalarType> type = parse_dtype(entry.dtype);
     AMOEBA_CHECK_KIND(kData, type && named.tensor.sizes() == entry.shape, source, ": tensor '",
                       named.name, "' is ", entry.dtype, " ", shape_text(entry.shape), ", want F32 ",
-                      shape_text(named.tensor.sizes().vec()),
+                      shape_text(named.tensor.sizes()),
                       "; was the checkpoint made with another model configuration?");
     const at::Tensor view = at::from_blob(const_cast<std::byte*>(entry.data.data()), entry.shape,
                                           at::TensorOptions(*type));

@@ -16,6 +16,9 @@ struct NamedTensor {
   at::Tensor tensor;
 };
 
+// "[3, 4]", for messages.
+std::string shape_text(at::IntArrayRef shape);
+
 // Masters by parameter name and the balance bias as `expert_bias` [L, E].
 std::vector<NamedTensor> weight_tensors(nn::Model& model);
 // `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`.

@@ -3,17 +3,14 @@
 //
 // INPUT holds `tokens` and `targets` [B, S] int64. OUTPUT gets `logits` [T, V], `loss` (the mean
 // over valid targets) and `gradient.NAME` by the names and in the layouts of the folder.
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/from_blob.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <iostream>
 
 #include "amoeba/error.h"
 #include "amoeba/model.h"
 #include "formats/hf_folder.h"
-#include "nn/loss.h"
+#include "nn_oracle/run_model.h"
 #include "train/device.h"
 #include "train/hugging_face.h"
 #include "train/model_config.h"
@@ -46,20 +43,9 @@ void run(const std::vector<std::string>& arguments) {
   train::load_start_weights(files, config, model, [](LogLevel, std::string_view) {});
 
   const formats::SafetensorsFile inputs = formats::read_safetensors(files, arguments[1]);
-  const at::Tensor tokens = find(inputs, "tokens"), targets = find(inputs, "targets").reshape(-1);
-  model.store().allocate_training_state();
-  const int64_t batch_size = tokens.size(0), seq_len = tokens.size(1);
-  const nn::ModelOutput out =
-      model.forward({tokens.reshape(-1),
-                     {batch_size, seq_len, at::arange(seq_len, at::kLong).repeat({batch_size}), {}},
-                     {}});
-  const int64_t valid = targets.ne(nn::kIgnoreIndex).sum().item<int64_t>();
-  const nn::LossOutput loss = nn::lm_head_cross_entropy(
-      out.hidden, model.lm_head(), targets, {.scale = 1.0 / static_cast<double>(valid)});
-  torch::autograd::backward({out.hidden}, {loss.dhidden});
+  const OracleRun out = run_model(model, find(inputs, "tokens"), find(inputs, "targets"));
 
-  std::vector<train::NamedTensor> results = {{"logits", model.logits(out.hidden.detach())},
-                                             {"loss", (loss.loss_sum / valid).to(at::kFloat)}};
+  std::vector<train::NamedTensor> results = {{"logits", out.logits}, {"loss", out.loss}};
   std::vector<train::NamedTensor> gradients;
   for (const auto& parameter : model.store().parameters()) {
     gradients.push_back({parameter->name, parameter->grad});

@@ -64,17 +64,23 @@ CASES = [
 ]
 
 
-def build(kind, options):
-    """A transformers model with weights far from their small initial values, and its buffers too."""
-    config = getattr(transformers, f"{kind}Config")(**options)
-    model = getattr(transformers, f"{kind}ForCausalLM")._from_config(
-        config, attn_implementation="eager", experts_implementation="eager")
+def randomize(model):
+    """Weights far from their small initial values."""
     with torch.no_grad():
         for name, values in model.named_parameters():
             if values.dim() == 1:
                 values.copy_(1 + 0.2 * torch.randn_like(values))
             else:
                 values.normal_(0, 1.0 if "embed" in name else 1.5 * values.shape[-1] ** -0.5)
+
+
+def build(kind, options):
+    """A transformers model with weights far from their small initial values, and its buffers too."""
+    config = getattr(transformers, f"{kind}Config")(**options)
+    model = getattr(transformers, f"{kind}ForCausalLM")._from_config(
+        config, attn_implementation="eager", experts_implementation="eager")
+    randomize(model)
+    with torch.no_grad():
         for name, values in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 values.normal_(0, 0.2)

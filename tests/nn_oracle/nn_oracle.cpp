@@ -4,10 +4,7 @@
 // INPUT holds `tokens` and `targets` [B, S] int64, every parameter by its name and, for a model
 // with experts, `expert_bias` [M, E]. OUTPUT gets `logits` [T, V], `loss` (the mean over valid
 // targets), `gradient.NAME` of every parameter and the rotary table `rope.cos`, `rope.sin`.
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/autograd.h>
 
 #include <cstring>
 #include <fstream>
@@ -20,7 +17,7 @@
 #include "base/file_system.h"
 #include "formats/safetensors.h"
 #include "formats/value.h"
-#include "nn/loss.h"
+#include "nn_oracle/run_model.h"
 
 namespace amoeba::test {
 namespace {
@@ -115,8 +112,8 @@ void copy_checked(const std::string& name, const at::Tensor& from, at::Tensor to
   to.copy_(from);
 }
 
-void run(const std::string& config_path, const std::string& input_path,
-         const std::string& output_path) {
+void run_files(const std::string& config_path, const std::string& input_path,
+               const std::string& output_path) {
   const nn::ModelConfig config = read_config(config_path);
   nn::Model model(config, at::kCPU, at::kFloat, /*seed=*/1);
   Inputs inputs(input_path);
@@ -128,27 +125,15 @@ void run(const std::string& config_path, const std::string& input_path,
     copy_checked("expert_bias", inputs.take("expert_bias", at::kFloat), model.expert_bias());
   }
   const at::Tensor tokens = inputs.take("tokens", at::kLong);
-  const at::Tensor targets = inputs.take("targets", at::kLong).reshape(-1);
+  const at::Tensor targets = inputs.take("targets", at::kLong);
   inputs.check_all_taken();
 
-  model.store().allocate_training_state();
-  const int64_t batch_size = tokens.size(0), seq_len = tokens.size(1);
-  const nn::ModelOutput out =
-      model.forward({tokens.reshape(-1),
-                     {batch_size, seq_len, at::arange(seq_len, at::kLong).repeat({batch_size}), {}},
-                     {}});
-  const int64_t valid = targets.ne(nn::kIgnoreIndex).sum().item<int64_t>();
-  const nn::LossOutput loss = nn::lm_head_cross_entropy(
-      out.hidden, model.lm_head(), targets, {.scale = 1.0 / static_cast<double>(valid)});
-  torch::autograd::backward({out.hidden}, {loss.dhidden});
+  const OracleRun run = run_model(model, tokens, targets);
 
   const nn::RopeTable rope =
       nn::make_rope_table(config.attention.rope, config.max_seq_len, at::kCPU);
   std::vector<std::pair<std::string, at::Tensor>> results = {
-      {"logits", model.logits(out.hidden.detach())},
-      {"loss", (loss.loss_sum / valid).to(at::kFloat)},
-      {"rope.cos", rope.cos},
-      {"rope.sin", rope.sin}};
+      {"logits", run.logits}, {"loss", run.loss}, {"rope.cos", rope.cos}, {"rope.sin", rope.sin}};
   for (const auto& parameter : model.store().parameters()) {
     results.emplace_back("gradient." + parameter->name, parameter->grad);
   }
@@ -173,7 +158,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    amoeba::test::run(argv[1], argv[2], argv[3]);
+    amoeba::test::run_files(argv[1], argv[2], argv[3]);
   } catch (const amoeba::Error& error) {
     std::cerr << error.what() << "\n";
     return 3;
