@@ -12,6 +12,7 @@
 #include <cuda.h>
 
 #include "kernels/cuda/device/epilogues.cuh"
+#include "kernels/cuda/sm90/pipeline.cuh"
 #include "kernels/cuda/sm90/tensor_map.h"
 #include "kernels/cuda/sm90/wgmma.cuh"
 
@@ -24,7 +25,6 @@ inline constexpr uint32_t kPieceBytes = kPieceRows * 128;
 struct WarpSpace {
   char* bytes;
   uint32_t address;
-  uint32_t barriers;
 };
 
 __device__ inline void store_matrices(uint32_t to, const uint32_t (&word)[4]) {
@@ -52,17 +52,16 @@ __device__ inline uint32_t blocks_address(uint32_t piece, int block, int lane) {
   return chunk_address(piece, lane & 15, block + (lane >> 4));
 }
 
-// kPieces of a warp, in turn.
-template <int kPieces>
+// Two pieces of a warp, in turn.
 class PieceRing {
  public:
   explicit __device__ PieceRing(uint32_t base) : base_(base) {}
 
   // A piece that no store reads any more.
   __device__ uint32_t next(int lane) {
-    if (lane == 0) wait_stores_read<kPieces - 1>();
+    if (lane == 0) wait_stores_read<1>();
     __syncwarp();
-    turn_ = (turn_ + 1) % kPieces;
+    turn_ ^= 1;
     return base_ + turn_ * kPieceBytes;
   }
 
@@ -71,24 +70,31 @@ class PieceRing {
   uint32_t turn_ = 0;
 };
 
-// Rows in memory: `out` is element (row, column) of the piece.
+// After a fence and a barrier of the warp. `out` is element (row, column) of the piece in memory.
+__device__ inline void send_piece(const CUtensorMap& map, uint32_t piece, char* out,
+                                  int64_t row_stride, int32_t row, int32_t column,
+                                  int32_t valid_rows, int32_t columns_left, int lane) {
+  if (valid_rows >= kPieceRows) {
+    if (lane == 0) store_box(&map, piece, column, row, 0);
+    return;
+  }
+#pragma unroll 1
+  for (int i = lane; i < kPieceRows * 8; i += 32) {
+    const int chunk = i % 8;
+    if (i / 8 >= valid_rows || chunk * 8 >= columns_left) continue;
+    *reinterpret_cast<uint4*>(out + i / 8 * row_stride + chunk * 16) =
+        load_shared(chunk_address(piece, i / 8, chunk));
+  }
+  __syncwarp();
+}
+
+// The same with them, as a group of stores.
 __device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char* out,
                                    int64_t row_stride, int32_t row, int32_t column,
                                    int32_t valid_rows, int32_t columns_left, int lane) {
   fence_shared_for_products();
   __syncwarp();
-  if (valid_rows >= kPieceRows) {
-    if (lane == 0) store_box(&map, piece, column, row, 0);
-  } else {
-#pragma unroll 1
-    for (int i = lane; i < kPieceRows * 8; i += 32) {
-      const int chunk = i % 8;
-      if (i / 8 >= valid_rows || chunk * 8 >= columns_left) continue;
-      *reinterpret_cast<uint4*>(out + i / 8 * row_stride + chunk * 16) =
-          load_shared(chunk_address(piece, i / 8, chunk));
-    }
-    __syncwarp();
-  }
+  send_piece(map, piece, out, row_stride, row, column, valid_rows, columns_left, lane);
   if (lane == 0) commit_stores();
 }
 
@@ -97,6 +103,7 @@ __device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char*
 template <typename T>
 class Sm90Rows {
  public:
+  static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
   static constexpr int kWarpBytes = 2 * kPieceBytes;
   using Arguments = typename RowsEpilogue<T>::Params;
@@ -110,7 +117,6 @@ class Sm90Rows {
   }
 
   __device__ Sm90Rows(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
-  __device__ void begin(const Tile&, int32_t, int32_t) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     const int lane = threadIdx.x & 31;
@@ -150,7 +156,7 @@ class Sm90Rows {
   }
 
   const Params& p_;
-  PieceRing<2> ring_;
+  PieceRing ring_;
 };
 
 // ---- up: z and a of silu(gate) * up
@@ -158,9 +164,9 @@ class Sm90Rows {
 template <typename T>
 class Sm90Up {
  public:
-  static constexpr int kStages =
-      3;  // frees room for four pieces: a store is read within about 1 us
-  static constexpr int kWarpBytes = 4 * kPieceBytes;
+  static constexpr bool kReadsStages = false;
+  static constexpr int kStages = 4;
+  static constexpr int kWarpBytes = 2 * kPieceBytes;
   using Arguments = UpParams<T>;
   struct Params {
     Arguments up;
@@ -173,7 +179,6 @@ class Sm90Up {
   }
 
   __device__ Sm90Up(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
-  __device__ void begin(const Tile&, int32_t, int32_t) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     if (row >= tile.row_end) return;
@@ -239,19 +244,18 @@ class Sm90Up {
   }
 
   const Params& p_;
-  PieceRing<4> ring_;
+  PieceRing ring_;
 };
 
-// ---- hidden gradient of silu(gate) * up: z comes by the copy engine, and dz takes its place
+// ---- hidden gradient of silu(gate) * up: z comes through the stages after a tile's operands, 64
+// columns of a at a time; dz takes its place, and a that of the other operand
 
 template <typename T>
 class Sm90HiddenGradient {
  public:
-  // Two stages keep up, and leave room for nearly all of a tile's z to arrive before its end.
-  static constexpr int kStages = 2;
-  static constexpr int kProducts = 7;  // pieces of z and dz: 32 columns of a each
-  static constexpr int kAhead = 4;     // pieces, when one has to wait for the place of another
-  static constexpr int kWarpBytes = (kProducts + 1) * kPieceBytes;  // and one of a
+  static constexpr bool kReadsStages = true;
+  static constexpr int kStages = 4;
+  static constexpr int kWarpBytes = 0;
   using Arguments = HiddenGradientParams<T>;
   struct Params {
     Arguments gradient;
@@ -260,59 +264,85 @@ class Sm90HiddenGradient {
     CUtensorMap activated;
   };
   static Params make_params(const GroupedProduct& p, const Arguments& g, bool is_bf16) {
-    const auto map = [&](void* data, int64_t columns) {
+    const auto map = [&](void* data, int64_t columns, int box_rows) {
       if (data == nullptr) return CUtensorMap{};
       return make_tensor_map({static_cast<char*>(data), 0, columns * 2}, is_bf16, 1, p.m, columns,
-                             kPieceRows);
+                             box_rows);
     };
-    return {g, map(g.z.data, 2 * p.n), map(g.dz, 2 * p.n), map(g.activated, p.n)};
+    return {g, map(g.z.data, 2 * p.n, kTileRows), map(g.dz, 2 * p.n, kPieceRows),
+            map(g.activated, p.n, kPieceRows)};
   }
 
-  __device__ Sm90HiddenGradient(const Params& p, const WarpSpace& space)
-      : p_(p), pieces_(space.address), barriers_(space.barriers) {
-    if ((threadIdx.x & 31) != 0) return;
-    for (int i = 0; i < kProducts; ++i) init_barrier(barriers_ + 8 * i, 1);
-    fence_shared_for_products();
+  // By the thread that copies.
+  template <typename Pipeline>
+  static __device__ void copy(const Params& p, const Tile& tile, int32_t n, Pipeline& pipeline) {
+    const int count = num_pieces(tile, n);
+    for (int i = 0; i < count; ++i) {
+      wait(pipeline.empty(), pipeline.parity ^ 1);
+      arrive_expecting(pipeline.full(), 2 * Sm90::kBytesHalf);
+      for (int half = 0; half < 2; ++half) {
+        copy_box<false>(pipeline.stage() + Sm90::kBytesA + half * Sm90::kBytesHalf, &p.z,
+                        pipeline.full(), 2 * tile.column + 128 * i + 64 * half, tile.row, 0);
+      }
+      pipeline.advance();
+    }
   }
 
-  // The first pieces of z.
-  __device__ void begin(const Tile& tile, int32_t row, int32_t n) {
-    if ((threadIdx.x & 31) != 0 || row >= tile.row_end) return;
-    wait_stores_read<0>();
-    const int count = min(num_pieces(tile, n), kProducts);
-    for (int i = 0; i < count; ++i) load(tile, row, i);
+  __device__ Sm90HiddenGradient(const Params& p, const WarpSpace&) : p_(p) {}
+
+  // Early in a tile's main loop: its stages need the last one of the tile before.
+  template <typename Pipeline>
+  __device__ void begin(const Pipeline& pipeline) {
+    if (pending_ < 0) return;
+    if ((threadIdx.x & 31) == 0) wait_stores_read<0>();
+    __syncwarp();
+    release(pipeline, static_cast<uint32_t>(pending_));
+    pending_ = -1;
   }
 
-  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
-    if (row >= tile.row_end) return;
-    const int32_t my_row = row + (threadIdx.x & 31) / 4;  // and 8 below it
+  template <typename Pipeline>
+  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4],
+                      Pipeline& pipeline) {
+    const int lane = threadIdx.x & 31;
+    const int32_t my_row = row + lane / 4;  // and 8 below it
     const float after[2] = {weight(my_row, tile.row_end), weight(my_row + 8, tile.row_end)};
     const int count = num_pieces(tile, n);
-    __syncwarp();
-    // Of piece lane % 4 of both pairs' four. Stored last: a fence waits for the stores before it.
+    // Of 32 columns lane % 4 of both pairs' four. Stored last: a fence waits for the stores before.
     float first_parts[2] = {0, 0}, parts[2] = {0, 0};
 #pragma unroll 1
     for (int pair = 0; pair < 2; ++pair) {
       first_parts[0] = parts[0], first_parts[1] = parts[1];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int index = 4 * pair + 2 * i;
-        if (index < count) compute_piece(tile, row, n, index, count, after, acc[i], parts);
+        const int index = 2 * pair + i;
+        if (index >= count) break;
+        wait(pipeline.full(), pipeline.parity);
+        if (row < tile.row_end) {
+          compute_piece(tile, row, n, index, pipeline.stage(), after, acc[i], parts);
+        }
+        if (lane == 0) commit_stores();
+        if (pending_ >= 0) {  // all stores but those of this piece have read theirs
+          if (lane == 0) wait_stores_read<1>();
+          __syncwarp();
+          release(pipeline, static_cast<uint32_t>(pending_));
+        }
+        pending_ = static_cast<int>(pipeline.index);
+        pipeline.advance();
       }
       // Registers take constant indices only, and one copy of the code for two pairs of pieces
       // stays in the instruction cache.
 #pragma unroll
-      for (int i = 0; i < 64; ++i)
+      for (int i = 0; i < 64; ++i) {
         acc[i / 32][i / 4 % 8][i % 4] = acc[i / 32 + 2][i / 4 % 8][i % 4];
+      }
     }
-    first_ += count;
-    store_parts(tile, my_row, count, 0, first_parts);
-    store_parts(tile, my_row, count, 4, parts);
+    store_parts(tile, my_row, n, 0, first_parts);
+    store_parts(tile, my_row, n, 4, parts);
   }
 
  private:
   static __device__ int num_pieces(const Tile& tile, int32_t n) {
-    return min((n - tile.column + 31) / 32, 8);
+    return min((n - tile.column + kPieceColumns - 1) / kPieceColumns, 4);
   }
 
   __device__ float weight(int32_t row, int32_t row_end) const {
@@ -320,20 +350,12 @@ class Sm90HiddenGradient {
     return weights != nullptr && row < row_end ? weights[row] : 1.0f;
   }
 
-  // One lane.
-  __device__ void load(const Tile& tile, int32_t row, int index) {
-    const uint32_t place = (first_ + index) % kProducts;
-    arrive_expecting(barriers_ + place * 8, kPieceBytes);
-    copy_box<false>(pieces_ + place * kPieceBytes, &p_.z, barriers_ + place * 8,
-                    2 * (tile.column + 32 * index), row, 0);
-  }
-
-  // Of piece first + lane % 4.
-  __device__ void store_parts(const Tile& tile, int32_t row, int count, int first,
+  // Of 32 columns number first + lane % 4.
+  __device__ void store_parts(const Tile& tile, int32_t row, int32_t n, int first,
                               const float (&parts)[2]) {
     const Arguments& g = p_.gradient;
     const int index = first + threadIdx.x % 4;
-    if (g.score_parts == nullptr || index >= count) return;
+    if (g.score_parts == nullptr || tile.column + kScoreColumns * index >= n) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int64_t at = row + 8 * r;
@@ -342,22 +364,17 @@ class Sm90HiddenGradient {
     }
   }
 
-  // 64 columns of a: two pieces of z from `index` on.
-  __device__ void compute_piece(const Tile& tile, int32_t row, int32_t n, int index, int count,
+  __device__ void compute_piece(const Tile& tile, int32_t row, int32_t n, int index, uint32_t stage,
                                 const float (&after)[2], const float (&da)[8][4],
                                 float (&parts)[2]) {
+    const Arguments& g = p_.gradient;
     const int lane = threadIdx.x & 31;
+    const uint32_t slab = (threadIdx.x - Sm90::kGroupThreads) / 32 * kPieceBytes;
+    const uint32_t piece_a = stage + slab;
     uint32_t activated[8][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (index + half >= count) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) activated[4 * half + j][0] = activated[4 * half + j][1] = 0;
-        continue;
-      }
-      const uint32_t place = (first_ + index + half) % kProducts;
-      const uint32_t piece = pieces_ + place * kPieceBytes;
-      wait(barriers_ + place * 8, (first_ + index + half) / kProducts & 1);
+      const uint32_t piece = stage + Sm90::kBytesA + half * Sm90::kBytesHalf + slab;
       float part[2] = {0, 0};
       uint32_t z[4][4];
 #pragma unroll
@@ -368,11 +385,36 @@ class Sm90HiddenGradient {
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) store_matrices(blocks_address(piece, 2 * j, lane), z[j]);
-      finish_piece(tile, row, n, index + half, piece, part, parts);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float sum = sum_quad(part[r]);
+        if ((2 * index + half) % 4 == lane % 4) parts[r] = sum;
+      }
     }
-    if (p_.gradient.activated != nullptr) {
-      store_activated(tile, row, n, index, count, activated);
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      store_matrices(blocks_address(piece_a, j, lane),
+                     {activated[j][0], activated[j][1], activated[j + 1][0], activated[j + 1][1]});
     }
+    fence_shared_for_products();
+    __syncwarp();
+    const int32_t valid_rows = tile.row_end - row;
+    const int32_t column = tile.column + kPieceColumns * index;
+    const int64_t stride = static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t at = 2 * column + kPieceColumns * half;
+      if (at >= 2 * n) break;
+      send_piece(
+          p_.dz, stage + Sm90::kBytesA + half * Sm90::kBytesHalf + slab,
+          reinterpret_cast<char*>(g.dz) + row * 2 * stride + at * static_cast<int64_t>(sizeof(T)),
+          2 * stride, row, at, valid_rows, 2 * n - at, lane);
+    }
+    if (g.activated == nullptr) return;
+    send_piece(p_.activated, piece_a,
+               reinterpret_cast<char*>(g.activated) + row * stride +
+                   column * static_cast<int64_t>(sizeof(T)),
+               stride, row, column, valid_rows, n - column, lane);
   }
 
   // From z to dz of 8 columns of gate and up.
@@ -396,51 +438,8 @@ class Sm90HiddenGradient {
     }
   }
 
-  __device__ void finish_piece(const Tile& tile, int32_t row, int32_t n, int index, uint32_t piece,
-                               const float (&part)[2], float (&parts)[2]) {
-    const Arguments& g = p_.gradient;
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float sum = sum_quad(part[r]);
-      if (index % 4 == lane % 4) parts[r] = sum;
-    }
-    const int32_t column = tile.column + 32 * index;
-    const int64_t stride = 2 * static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
-    store_piece(
-        p_.dz, piece,
-        reinterpret_cast<char*>(g.dz) + row * stride + 2 * column * static_cast<int64_t>(sizeof(T)),
-        stride, row, 2 * column, tile.row_end - row, 2 * (n - column), lane);
-    // Into the place of a piece whose store has read it: at most that many groups came after.
-    const int next = index + kAhead;
-    if (lane == 0 && next >= kProducts && next < num_pieces(tile, n)) {
-      wait_stores_read<kProducts - kAhead>();
-      load(tile, row, next);
-    }
-  }
-
-  __device__ void store_activated(const Tile& tile, int32_t row, int32_t n, int index, int count,
-                                  const uint32_t (&activated)[8][2]) {
-    const int lane = threadIdx.x & 31;
-    const uint32_t piece = pieces_ + kProducts * kPieceBytes;
-    if (lane == 0) wait_stores_read<1>();
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-      store_matrices(blocks_address(piece, j, lane),
-                     {activated[j][0], activated[j][1], activated[j + 1][0], activated[j + 1][1]});
-    }
-    const int64_t stride = static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
-    store_piece(p_.activated, piece,
-                reinterpret_cast<char*>(p_.gradient.activated) + row * stride +
-                    column * static_cast<int64_t>(sizeof(T)),
-                stride, row, column, tile.row_end - row, n - column, lane);
-  }
-
   const Params& p_;
-  uint32_t pieces_;
-  uint32_t barriers_;
-  uint32_t first_ = 0;  // pieces of the tiles before
+  int pending_ = -1;  // the stage whose stores may still read
 };
 
 // ---- weight gradient: c [m, n] of an expert, written in the element type
@@ -448,6 +447,7 @@ class Sm90HiddenGradient {
 template <typename T>
 class Sm90WeightGradient {
  public:
+  static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
   static constexpr int kWarpBytes = 2 * kPieceBytes;
   using Arguments = typename WeightGradientEpilogue<T>::Params;
@@ -469,7 +469,6 @@ class Sm90WeightGradient {
 
   __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
       : p_(p), ring_(space.address) {}
-  __device__ void begin(const Tile&, int32_t, int32_t) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     const int lane = threadIdx.x & 31;
@@ -510,7 +509,7 @@ class Sm90WeightGradient {
   }
 
   const Params& p_;
-  PieceRing<2> ring_;
+  PieceRing ring_;
 };
 
 // ---- every option, by strips
@@ -518,6 +517,7 @@ class Sm90WeightGradient {
 template <typename Epilogue>
 class Sm90Strips {
  public:
+  static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
   static constexpr int kWarpBytes = kStageBytes;
   using Arguments = typename Epilogue::Params;
@@ -528,7 +528,6 @@ class Sm90Strips {
 
   __device__ Sm90Strips(const Params& p, const WarpSpace& space)
       : p_(p), stage_(reinterpret_cast<float4 (*)[32]>(space.bytes)) {}
-  __device__ void begin(const Tile&, int32_t, int32_t) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     run_epilogue<Epilogue, false>(p_, tile, n, acc, stage_, [&](int i) {

@@ -19,27 +19,6 @@ namespace amoeba::kernels::cuda {
 
 namespace device {
 
-struct Sm90 {
-  static constexpr int kPair = 2;
-  static constexpr int kColumns = 256;
-  static constexpr int kHalf = 128;  // columns of b that one block of a pair copies
-  static constexpr int kDepth = 64;
-  static constexpr int kGroupThreads = 128;
-  static constexpr int kThreads = 3 * kGroupThreads;
-  static constexpr int kComputingWarps = 8;
-  static constexpr int kBlockBytes = 64 * kDepth * 2;  // 64 columns of an mn-major operand
-  static constexpr int kBytesA = kTileRows * kDepth * 2;
-  static constexpr int kBytesHalf = kHalf * kDepth * 2;
-  static constexpr int kStageBytes = kBytesA + 2 * kBytesHalf;
-  static constexpr int kBarrierBytes = 1024;
-  static constexpr int kWarpBarriers = 8;
-  // Registers of a thread that copies and one that computes; together what the block starts with.
-  static constexpr int kCopyRegisters = 40;
-  static constexpr int kComputeRegisters = 232;
-  static_assert(kCopyRegisters + 2 * kComputeRegisters <= 3 * 168);
-  static constexpr uint32_t kRasterPairs = 8;  // near in time, sharing weights in the cache
-};
-
 template <typename Epilogue>
 constexpr int sm90_shared_bytes() {
   constexpr int kBytes = 1024 + Epilogue::kStages * Sm90::kStageBytes + Sm90::kBarrierBytes +
@@ -47,24 +26,6 @@ constexpr int sm90_shared_bytes() {
   static_assert(kBytes <= 227 * 1024);
   return kBytes;
 }
-
-// The ring of stages, as one side walks through it.
-template <int kStages>
-struct Sm90Pipeline {
-  uint32_t stages;    // shared addresses
-  uint32_t barriers;  // full [kStages], empty [kStages]
-  uint32_t index = 0;
-  uint32_t parity = 0;
-
-  __device__ uint32_t full() const { return barriers + index * 8; }
-  __device__ uint32_t empty() const { return empty(index); }
-  __device__ uint32_t empty(uint32_t at) const { return barriers + (kStages + at) * 8; }
-  __device__ uint32_t stage() const { return stages + index * Sm90::kStageBytes; }
-  __device__ void advance() {
-    index = index + 1 == kStages ? 0 : index + 1;
-    parity ^= index == 0 ? 1 : 0;
-  }
-};
 
 struct PairTile {
   Tile tile;     // of this block; past the last one: that of the other without rows
@@ -136,10 +97,11 @@ __device__ void copy_half(const CUtensorMap& map, Pairing pairing, int32_t exper
   }
 }
 
-template <bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, int kStages>
+template <bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
-                           const CUtensorMap& map_b, uint32_t row_tiles, uint32_t rank,
-                           Sm90Pipeline<kStages> pipeline) {
+                           const CUtensorMap& map_b, const typename Epilogue::Params& params,
+                           uint32_t row_tiles, uint32_t rank,
+                           Sm90Pipeline<Epilogue::kStages> pipeline) {
   PairTile found;
   for (uint32_t index = blockIdx.x / Sm90::kPair;
        find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
@@ -170,6 +132,9 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
       }
       pipeline.advance();
     }
+    if constexpr (Epilogue::kReadsStages) {
+      Epilogue::copy(params, tile, static_cast<int32_t>(p.n), pipeline);
+    }
   }
 }
 
@@ -192,12 +157,6 @@ __device__ inline void clear_tail(uint32_t stage, int group, int32_t valid) {
   }
   fence_shared_for_products();
   asm volatile("bar.sync 1, %0;" ::"n"(2 * Sm90::kGroupThreads) : "memory");
-}
-
-template <int kStages>
-__device__ void release(const Sm90Pipeline<kStages>& pipeline, uint32_t index) {
-  const uint32_t lane = threadIdx.x & 31;
-  if (lane < Sm90::kPair) arrive_at(pipeline.empty(index), lane);
 }
 
 // The sum over a tile's depth. kColumns == 0: no rows, but the stages pass.
@@ -238,6 +197,7 @@ __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>
       }
       before = pipeline.index;
     } else {
+      if (depth == tile.depth) begin();
       release(pipeline, pipeline.index);
     }
     pipeline.advance();
@@ -262,19 +222,23 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     const Tile& tile = found.tile;
     const int32_t row = tile.row + 64 * group + kPieceRows * warp;
     float acc[4][8][4];
-    const auto begin = [&] { epilogue.begin(tile, row, n); };
+    const auto begin = [&] {
+      if constexpr (Epilogue::kReadsStages) epilogue.begin(pipeline);
+    };
     if (tile.row + 64 * group >= tile.row_end) {
       multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin);
-      continue;
-    }
-    if (found.is_wide) {
+    } else if (found.is_wide) {
       multiply_tile<T, Sm90::kColumns, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
                                                                         begin);
     } else {
       multiply_tile<T, Sm90::kHalf, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
                                                                      begin);
     }
-    epilogue.run(tile, row, n, acc);
+    if constexpr (Epilogue::kReadsStages) {
+      epilogue.run(tile, row, n, acc, pipeline);
+    } else {
+      epilogue.run(tile, row, n, acc);
+    }
   }
   if (threadIdx.x % 32 == 0) wait_stores_read<0>();
 }
@@ -303,7 +267,8 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
   if (threadIdx.x < Sm90::kGroupThreads) {
     give_registers<Sm90::kCopyRegisters>();
     if (threadIdx.x == 0) {
-      copy_tiles<kMnMajorA, kMnMajorB, kGrouping>(p, map_a, map_b, row_tiles, rank, pipeline);
+      copy_tiles<kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, map_a, map_b, epilogue, row_tiles,
+                                                            rank, pipeline);
     }
   } else {
     take_registers<Sm90::kComputeRegisters>();
@@ -311,7 +276,6 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
     WarpSpace space;
     space.address = pipeline.barriers + Sm90::kBarrierBytes + warp * Epilogue::kWarpBytes;
     space.bytes = shared + (space.address - shared_address(shared));
-    space.barriers = pipeline.barriers + (2 * kStages + warp * Sm90::kWarpBarriers) * 8;
     compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, rank,
                                                                 pipeline, space);
   }
