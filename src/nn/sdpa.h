@@ -25,6 +25,9 @@ struct SequenceLayout {
   std::vector<Segment> segments;  // in order, covering every row; empty: one document a row
 };
 
+// Lengths of the documents, in order. Error(kUsage) unless they follow one another without a gap.
+std::vector<int64_t> document_lengths(const SequenceLayout& layout);
+
 // Keys and values of the tokens so far of one sequence, for generation (batch size 1).
 struct KvCache {
   at::Tensor keys;    // [1, kv heads, max positions, hd]
