@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "nn/columns.h"
+#include "nn/cpu_attention/grouped.h"
 #include "nn/linear.h"
 #include "nn/rms_norm.h"
 
@@ -33,8 +34,18 @@ GroupedQueryAttention::GroupedQueryAttention(const AttentionConfig& config,
 at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const SequenceLayout& layout,
                                           const RopeTable& table, KvCache* cache) const {
   const int64_t hd = config_.head_dim, heads = config_.num_heads, kv_heads = config_.num_kv_heads;
-  const auto parts =
-      split_columns(linear(hidden, *wqkv_), {heads * hd, kv_heads * hd, kv_heads * hd});
+  const double scale = 1.0 / std::sqrt(static_cast<double>(hd));
+  const at::Tensor product = linear(hidden, *wqkv_);
+  const cpu_attention::GroupedHeads grouped{heads,   kv_heads,         hd,   q_norm_,
+                                            k_norm_, config_.norm_eps, scale};
+  if (cache == nullptr && !config_.qk_norm_whole) {
+    if (const auto* kernels = cpu_attention::kernels_for(product, grouped)) {
+      return linear(cpu_attention::attend_grouped(*kernels, product, grouped, table,
+                                                  layout.positions, document_lengths(layout)),
+                    *wo_);
+    }
+  }
+  const auto parts = split_columns(product, {heads * hd, kv_heads * hd, kv_heads * hd});
   at::Tensor q = parts[0], k = parts[1];  // [T, heads*hd], [T, kv heads*hd]
   const at::Tensor v = parts[2].view({-1, kv_heads, hd});
   if (config_.qk_norm) {
@@ -45,7 +56,6 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   k = k.view({-1, kv_heads, hd});
   q = rope(q, table, layout.positions);
   k = rope(k, table, layout.positions);
-  const double scale = 1.0 / std::sqrt(static_cast<double>(hd));
   return linear(causal_attention(q, k, v, hd, scale, layout, cache), *wo_);
 }
 

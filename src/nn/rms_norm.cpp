@@ -18,20 +18,19 @@
 
 namespace amoeba::nn {
 
-namespace {
-
-constexpr int64_t kLanes = 16;         // independent partial sums, so that the loops vectorise
-constexpr int64_t kRowsPerBlock = 64;  // weight-gradient partials: fixed, whatever the thread count
+float inverse_rms(const float* x, int64_t size, double eps) {
+  return 1.0f / std::sqrt(dot(x, x, size) / static_cast<float>(size) + static_cast<float>(eps));
+}
 
 AMOEBA_CPU_CLONES
-void forward_row(const float* x, const float* weight, float rstd, float* y, int64_t size) {
+void norm_row(const float* x, const float* weight, float rstd, float* y, int64_t size) {
   for (int64_t d = 0; d < size; ++d) y[d] = x[d] * rstd * weight[d];
 }
 
 // dx = passed + rstd * (w dy) - x * rstd^3 / D * sum(w dy x);  dw += dy x rstd
 AMOEBA_CPU_CLONES
-void backward_row(const float* x, const float* weight, const float* dy, const float* passed,
-                  float rstd, float* dx, float* dweight, int64_t size) {
+void norm_row_backward(const float* x, const float* weight, const float* dy, const float* passed,
+                       float rstd, float* dx, float* dweight, int64_t size) {
   float lanes[kLanes] = {};
   int64_t d = 0;
   for (; d + kLanes <= size; d += kLanes) {
@@ -48,6 +47,8 @@ void backward_row(const float* x, const float* weight, const float* dy, const fl
   }
 }
 
+namespace {
+
 struct Normalised {
   at::Tensor y;     // [T, D]
   at::Tensor rstd;  // [T, 1] fp32
@@ -61,9 +62,8 @@ Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps
   parallel_for(rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* in = x_data + row * size;
-      const float mean = dot(in, in, size) / static_cast<float>(size);
-      rstd[row] = 1.0f / std::sqrt(mean + static_cast<float>(eps));
-      forward_row(in, w, rstd[row], y + row * size, size);
+      rstd[row] = inverse_rms(in, size, eps);
+      norm_row(in, w, rstd[row], y + row * size, size);
     }
   });
   return out;
@@ -72,7 +72,7 @@ Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps
 at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
                         const at::Tensor& dy, const at::Tensor& passed, at::Tensor& grad) {
   const int64_t rows = x.size(0), size = x.size(1);
-  const int64_t num_blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int64_t num_blocks = (rows + kNormRowsPerBlock - 1) / kNormRowsPerBlock;
   at::Tensor dx = at::empty_like(x);
   at::Tensor partial = at::zeros({num_blocks, size}, x.options());
   const float *x_data = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
@@ -80,11 +80,12 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
   const float* passed_data = passed.defined() ? passed.const_data_ptr<float>() : nullptr;
   float *dx_data = dx.mutable_data_ptr<float>(), *sums = partial.mutable_data_ptr<float>();
   parallel_for(num_blocks, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, rows); ++row) {
+    for (int64_t row = begin * kNormRowsPerBlock; row < std::min(end * kNormRowsPerBlock, rows);
+         ++row) {
       const int64_t at = row * size;
-      backward_row(x_data + at, w, dy_data + at,
-                   passed_data == nullptr ? nullptr : passed_data + at, rstd_data[row],
-                   dx_data + at, sums + row / kRowsPerBlock * size, size);
+      norm_row_backward(x_data + at, w, dy_data + at,
+                        passed_data == nullptr ? nullptr : passed_data + at, rstd_data[row],
+                        dx_data + at, sums + row / kNormRowsPerBlock * size, size);
     }
   });
   float* dweight = grad.mutable_data_ptr<float>();

@@ -18,4 +18,13 @@ struct NormedResidual {
 };
 NormedResidual rms_norm_residual(const at::Tensor& x, const Parameter& weight, double eps);
 
+// Rows of D fp32 values for other loops of the CPU, and how many rows share one partial sum of a
+// weight's gradient: fixed, whatever the number of threads.
+inline constexpr int64_t kNormRowsPerBlock = 64;
+float inverse_rms(const float* x, int64_t size, double eps);
+void norm_row(const float* x, const float* weight, float rstd, float* y, int64_t size);
+// dx = passed (may be nullptr) + the gradient of x; adds to dweight. dx may be dy.
+void norm_row_backward(const float* x, const float* weight, const float* dy, const float* passed,
+                       float rstd, float* dx, float* dweight, int64_t size);
+
 }  // namespace amoeba::nn

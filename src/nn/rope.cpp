@@ -24,9 +24,6 @@
 
 namespace amoeba::nn {
 
-namespace {
-
-// `direction` 1 rotates, -1 rotates back: the backward of a rotation.
 AMOEBA_CPU_CLONES
 void rotate_head(const float* x, const float* cos, const float* sin, float direction, float* y,
                  int64_t half) {
@@ -36,6 +33,15 @@ void rotate_head(const float* x, const float* cos, const float* sin, float direc
     y[2 * i + 1] = a * s + b * cos[i];
   }
 }
+
+int64_t rope_row(const RopeTable& table, const int64_t* positions, int64_t token) {
+  const int64_t position = positions[token], max_positions = table.cos.size(0);
+  AMOEBA_CHECK(position >= 0 && position < max_positions, "rope: position of token ", token, " is ",
+               position, ", want at least 0 and less than ", max_positions);
+  return position * table.cos.size(1);
+}
+
+namespace {
 
 at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions,
                   float direction) {
@@ -67,13 +73,9 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
   const float* sin = table.sin.const_data_ptr<float>();
   const int64_t* at_position = positions.const_data_ptr<int64_t>();
   float* out = y.mutable_data_ptr<float>();
-  const int64_t max_positions = table.cos.size(0);
   parallel_for(tokens, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
-      const int64_t position = at_position[token];
-      AMOEBA_CHECK(position >= 0 && position < max_positions, "rope: position of token ", token,
-                   " is ", position, ", want at least 0 and less than ", max_positions);
-      const int64_t row = position * half;
+      const int64_t row = rope_row(table, at_position, token);
       for (int64_t head = 0; head < heads; ++head) {
         const int64_t start = (token * heads + head) * width;
         std::copy_n(in + start, fixed, out + start);

@@ -36,4 +36,12 @@ RopeTable make_rope_table(const RopeConfig& config, int64_t num_positions, at::D
 // rotated and those before as they are, same shape and dtype.
 at::Tensor rope(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions);
 
+// One head of 2 * half fp32 values for other loops of the CPU, by a row of the table. `direction` 1
+// rotates, -1 rotates back: the backward of a rotation. y may be x.
+void rotate_head(const float* x, const float* cos, const float* sin, float direction, float* y,
+                 int64_t half);
+
+// The row of the table for a token. Error(kUsage) for a position outside it.
+int64_t rope_row(const RopeTable& table, const int64_t* positions, int64_t token);
+
 }  // namespace amoeba::nn

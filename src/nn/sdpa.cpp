@@ -80,7 +80,8 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Ten
   return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
 }
 
-// Lengths of the documents, which must follow one another without a gap.
+}  // namespace
+
 std::vector<int64_t> document_lengths(const SequenceLayout& layout) {
   if (layout.segments.empty()) {
     return std::vector<int64_t>(static_cast<size_t>(layout.batch_size), layout.seq_len);
@@ -98,8 +99,6 @@ std::vector<int64_t> document_lengths(const SequenceLayout& layout) {
   }
   return lengths;
 }
-
-}  // namespace
 
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,

@@ -26,6 +26,9 @@ struct SequenceLayout {
   std::vector<int64_t> cache_rows = {};  // [B] with a cache: its rows, each once; empty: 0 .. B-1
 };
 
+// Lengths of the documents, in order. Error(kUsage) unless they follow one another without a gap.
+std::vector<int64_t> document_lengths(const SequenceLayout& layout);
+
 // Keys and values of the tokens so far of several sequences, one a row, for generation.
 struct KvCache {
   at::Tensor keys;               // [rows, kv heads, max positions, hd]

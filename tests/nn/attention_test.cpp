@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/allclose.h>
+#include <ATen/ops/randn.h>
 
 #include "amoeba/error.h"
 #include "nn/plain.h"
@@ -34,11 +35,17 @@ nn::AttentionConfig config_of(const Shape& shape) {
 }
 
 struct Fixture {
-  explicit Fixture(const Shape& shape)
+  explicit Fixture(const Shape& shape, at::ScalarType dtype = at::kFloat)
       : attention(config_of(shape), "attention", {0.02, 0.02}, store) {
-    store.allocate(at::kCPU, at::kFloat, 11);
+    store.allocate(at::kCPU, dtype, 11);
     store.allocate_training_state();
-    store.groups()[0].master.mul_(20.0);  // scores far from uniform
+    for (nn::ParameterGroup& group : store.groups()) {
+      // Scores far from uniform, norms that are not one, and values that bf16 holds exactly.
+      if (group.decay) group.master.mul_(20.0);
+      if (!group.decay) group.master.add_(at::randn(group.master.sizes()) * 0.3);
+      group.master.copy_(group.master.to(at::kBFloat16));
+    }
+    store.refresh_compute();
     table = nn::make_rope_table(config_of(shape).rope, kLength, at::kCPU);
   }
   nn::ParameterStore store;
@@ -46,38 +53,44 @@ struct Fixture {
   nn::RopeTable table;
 };
 
-class AttentionShapes : public testing::TestWithParam<Shape> {};
+// In fp32 by kernels of our own where the CPU has them, in bf16 by LibTorch's.
+class AttentionShapes : public testing::TestWithParam<std::tuple<Shape, at::ScalarType>> {};
 
 TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
   at::manual_seed(9);
-  const Shape& shape = GetParam();
-  Fixture fixture(shape);
+  const auto& [shape, dtype] = GetParam();
+  Fixture fixture(shape, dtype);
   const nn::SequenceLayout layout = layout_of(shape.segments);
-  const at::Tensor x = random({kRows * kLength, kDim}).to(at::kFloat);
-  const at::Tensor dy = random({kRows * kLength, kDim});
+  const at::Tensor x = random({kRows * kLength, kDim}).to(dtype);
+  const at::Tensor dy = random({kRows * kLength, kDim}).to(dtype);
   at::Tensor leaf = x.clone().set_requires_grad(true);
   const at::Tensor y = fixture.attention.forward(leaf, layout, fixture.table, nullptr);
-  torch::autograd::backward({y}, {dy.to(at::kFloat)});
+  torch::autograd::backward({y}, {dy});
 
   Tensors inputs = {x.to(at::kDouble)}, actual = {y.detach(), leaf.grad()};
   for (const auto& parameter : fixture.store.parameters()) {
     inputs.push_back(parameter->master.detach().to(at::kDouble));
-    actual.push_back(parameter->grad);
+    actual.push_back(parameter->grad.to(dtype));
   }
   expect_agrees(
       actual,
-      [&](const Tensors& in) { return plain_grouped(in[0], in, 1, config_of(shape), layout); },
-      inputs, dy, at::kFloat);
+      [&, &shape = shape](const Tensors& in) {
+        return plain_grouped(in[0], in, 1, config_of(shape), layout);
+      },
+      inputs, dy, dtype);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionShapes,
-                         testing::Values(Shape{"mha", 3, 3, false, {}},
-                                         Shape{"gqa", 4, 2, false, {}},
-                                         Shape{"mqa_qk_norm", 4, 1, true, {}},
-                                         Shape{"gqa_whole_qk_norm", 4, 2, true, {}, true},
-                                         Shape{"documents", 4, 2, false, kDocuments},
-                                         Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
-                         [](const auto& row) { return row.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AttentionShapes,
+    testing::Combine(testing::Values(Shape{"mha", 3, 3, false, {}}, Shape{"gqa", 4, 2, false, {}},
+                                     Shape{"mqa_qk_norm", 4, 1, true, {}},
+                                     Shape{"gqa_whole_qk_norm", 4, 2, true, {}, true},
+                                     Shape{"documents", 4, 2, false, kDocuments},
+                                     Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
+                     testing::Values(at::kFloat, at::kBFloat16)),
+    [](const auto& row) {
+      return std::string(std::get<0>(row.param).name) + "_" + c10::toString(std::get<1>(row.param));
+    });
 
 TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
   at::manual_seed(10);

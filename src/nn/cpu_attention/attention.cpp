@@ -34,31 +34,6 @@ Pass make_pass(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, in
   return pass;
 }
 
-// Runs every (document, kv head) on one thread each, in ranges of about equal work.
-void run(void (*kernel)(const Pass&, const Task&, float*), const Kernels& kernels, const Pass& pass,
-         int64_t kv_heads, const std::vector<int64_t>& document_lengths) {
-  std::vector<Task> tasks;
-  std::vector<int64_t> work{0};  // before each task
-  int64_t begin = 0, longest = 0;
-  for (const int64_t length : document_lengths) {
-    for (int64_t head = 0; head < kv_heads; ++head) {
-      tasks.push_back({begin, length, head});
-      work.push_back(work.back() + length * (length + pass.key_dim));
-    }
-    begin += length;
-    longest = std::max(longest, length);
-  }
-  const int64_t num_floats = kernels.scratch_floats(pass, longest);
-  parallel_for(work.back(), [&](int64_t first, int64_t last) {
-    at::Tensor scratch = at::empty({num_floats}, at::kFloat);
-    // The tasks whose work begins in [first, last).
-    auto task = std::lower_bound(work.begin(), work.end() - 1, first) - work.begin();
-    for (; work[static_cast<size_t>(task)] < last; ++task) {
-      kernel(pass, tasks[static_cast<size_t>(task)], scratch.mutable_data_ptr<float>());
-    }
-  });
-}
-
 class CausalAttention : public torch::autograd::Function<CausalAttention> {
  public:
   static at::Tensor forward(AutogradContext* context, const Kernels& kernels, const at::Tensor& q,
@@ -70,7 +45,7 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
     Pass pass = make_pass(q, k, v, value_dim, scale);
     pass.y = heads_of(y);
     pass.lse = lse.mutable_data_ptr<float>();
-    run(kernels.forward, kernels, pass, k.size(1), document_lengths);
+    run_documents(kernels.forward, kernels, pass, k.size(1), document_lengths);
     const at::Tensor out = y.view({tokens, heads * value_dim});
     context->save_for_backward({q, k, v, out, lse});
     context->saved_data["kernels"] = reinterpret_cast<int64_t>(&kernels);
@@ -96,13 +71,39 @@ class CausalAttention : public torch::autograd::Function<CausalAttention> {
     pass.dk = heads_of(dk);
     pass.dv = heads_of(dv);
     const auto& kernels = *reinterpret_cast<const Kernels*>(context->saved_data["kernels"].toInt());
-    run(kernels.backward, kernels, pass, k.size(1),
-        context->saved_data["document_lengths"].toIntVector());
+    run_documents(kernels.backward, kernels, pass, k.size(1),
+                  context->saved_data["document_lengths"].toIntVector());
     return {at::Tensor(), dq, dk, dv, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
+
+void run_documents(void (*kernel)(const Pass&, const Task&, float*), const Kernels& kernels,
+                   const Pass& pass, int64_t kv_heads,
+                   const std::vector<int64_t>& document_lengths) {
+  // Ranges of about equal work.
+  std::vector<Task> tasks;
+  std::vector<int64_t> work{0};  // before each task
+  int64_t begin = 0, longest = 0;
+  for (const int64_t length : document_lengths) {
+    for (int64_t head = 0; head < kv_heads; ++head) {
+      tasks.push_back({begin, length, head});
+      work.push_back(work.back() + length * (length + pass.key_dim));
+    }
+    begin += length;
+    longest = std::max(longest, length);
+  }
+  const int64_t num_floats = kernels.scratch_floats(pass, longest);
+  parallel_for(work.back(), [&](int64_t first, int64_t last) {
+    at::Tensor scratch = at::empty({num_floats}, at::kFloat);
+    // The tasks whose work begins in [first, last).
+    auto task = std::lower_bound(work.begin(), work.end() - 1, first) - work.begin();
+    for (; work[static_cast<size_t>(task)] < last; ++task) {
+      kernel(pass, tasks[static_cast<size_t>(task)], scratch.mutable_data_ptr<float>());
+    }
+  });
+}
 
 const Kernels* kernels_for(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   const auto fits = [](const at::Tensor& x) {

@@ -24,4 +24,9 @@ at::Tensor attend(const Kernels& kernels, const at::Tensor& q, const at::Tensor&
                   const at::Tensor& v, int64_t value_dim, double scale,
                   const std::vector<int64_t>& document_lengths);
 
+// Runs one of the kernels' passes over every (document, kv head), each on one thread.
+void run_documents(void (*kernel)(const Pass&, const Task&, float*), const Kernels& kernels,
+                   const Pass& pass, int64_t kv_heads,
+                   const std::vector<int64_t>& document_lengths);
+
 }  // namespace amoeba::nn::cpu_attention
