@@ -9,7 +9,6 @@
 #include "train/plain/checkpoint.h"
 #include "train/plain/config_layers.h"
 #include "train/plain/model_source.h"
-#include "train/saver.h"
 #include "train/start_weights.h"
 #include "train/state.h"
 

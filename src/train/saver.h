@@ -15,9 +15,6 @@
 
 namespace amoeba::train {
 
-// The copy of data.tokenizer that a checkpoint carries; without one the tokenizer is bytes.
-inline constexpr const char* kTokenizerFile = "tokenizer.json";
-
 struct SaveOutcome {
   CheckpointRecord record;  // its wait_seconds are the caller's to measure
   std::string prune_error;  // why no older checkpoint was removed; empty: nothing failed

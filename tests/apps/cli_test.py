@@ -26,7 +26,7 @@ import unittest
 BINARY = ""  # set by main
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, USAGE, DATA, NUMERIC = 0, 2, 3, 4
-VERBS = ["train", "find-lr", "generate", "eval", "checkpoint", "config", "tokenizer", "data", "doctor"]
+VERBS = ["train", "find-lr", "generate", "eval", "export", "checkpoint", "config", "tokenizer", "data", "doctor"]
 BACKENDS = ["fused", "grouped_mm", "batched_mm_padded", "batched_mm_capacity", "for_loop"]
 TIMEOUT = 60  # seconds until a process that hangs fails its test
 
@@ -176,6 +176,9 @@ class Usage(CliTest):
         ("eval --checkpiont run", "'--checkpiont'", "did you mean '--checkpoint'?"),
         ("eval --checkpoint", "--checkpoint"),
         ("eval --checkpoint run --max-windows 2.5", "--max-windows", "'2.5'", "whole number"),
+        ("export --checkpoint run --out hf", "--to is ''", "hf or origin"),
+        ("export --to hf --out hf", "--checkpoint is missing"),
+        ("export --to hf --checkpoint run", "--out is missing"),
         ("generate --prompt x", "--checkpoint is missing"),
         ("generate --checkpoint run", "--prompt is missing"),
         ("generate --checkpoint run --prompt x --num-tokens -1", "--num-tokens", "'-1'"),
@@ -236,6 +239,7 @@ class Usage(CliTest):
         ("--config moe_16b_from_json", "want --config moe_16b --config FILE.json"),
         ("--config 10B_2B --model.rope_max_seq_len 16", "model.rope_max_seq_len is 16",
          "training.seq_len is 32"),
+        ("--model.upcycle copy", "model.upcycle is 'copy'", "model.from is empty"),
         ("--model.vocab_size 256", "model.vocab_size: got 256", "want at least 257"),
         ("--config missing.toml", "'missing.toml'", "does not exist"),
         ("--config ./folder", "'./folder'"),
@@ -647,6 +651,28 @@ class Run(CliTest):
                 ("--compute-backend fastest", USAGE, "'fastest'", *BACKENDS),
                 ("--compute-backend bmm", USAGE, "'bmm'", "batched_mm_capacity")]:
             self.refuse(["eval", "--checkpoint", "run", *arguments.split()], code, *words)
+
+    def test_export_and_back(self):
+        refused = ["export", "--to", "hf", "--checkpoint", "run", "--out", "hf"]
+        self.refuse(refused, USAGE, "moe.num_shared_experts is 1", "family mixtral", "want 0")
+        self.refuse([*refused, "--family", "gpt2"], USAGE, "--family is 'gpt2'", "mixtral, olmoe")
+        self.succeed("train", *TINY, "--run.folder", "plain", "--moe.num_shared_experts", "0",
+                     "--moe.balance_coeff", "0")
+        export = ["export", "--to", "hf", "--checkpoint", "plain", "--out"]
+        self.refuse([*export, "hf", "--dtype", "int8"], USAGE, "'int8'", "bfloat16")
+        self.assertFalse((self.folder / "hf").exists())
+        self.assertIn(b"mixtral", self.succeed(*export, "hf", "--max-shard-bytes", "20000").out)
+        self.refuse([*export, "hf"], USAGE, "'hf' exists")
+        self.assertGreater(len(list((self.folder / "hf").glob("model-*.safetensors"))), 1)
+        text = ["--text", "other.txt", "--num-threads", "1"]
+        losses = [json.loads(self.amoeba("eval", "--checkpoint", folder, *text).out)["loss"]
+                  for folder in ("plain", "hf")]
+        self.assertAlmostEqual(*losses, delta=1e-6)
+        more = ["--config", "tiny.toml", "--data.path", "text.txt", "--data.tokenizer", "bytes",
+                "--model.from", "hf", "--run.folder", "more"]
+        self.refuse(["train", *more, "--model.num_layers", "3"], USAGE, "model.num_layers is 3",
+                    "num_hidden_layers of model.from makes it 2", "hf/config.json")
+        self.assertIn("weights: from hf", self.succeed("train", *more).err)
 
     def test_eval_without_text_held_out(self):
         self.succeed("train", *TINY, "--run.folder", "all", "--training.steps", "1",

@@ -58,7 +58,7 @@ void run(const std::vector<std::string>& arguments) {
     results.push_back({"gradient." + tensor.name, tensor.ours.reshape(tensor.shape)});
   }
   std::vector<at::Tensor> storage;
-  formats::write_safetensors(files, arguments[2], train::to_entries(results, storage), {});
+  formats::write_safetensors(files, arguments[2], train::to_entries(results, storage, false), {});
 }
 
 }  // namespace

@@ -24,6 +24,8 @@ namespace amoeba::train {
 
 inline constexpr int64_t kCheckpointSchema = 2;
 inline constexpr int64_t kMaxShardBytes = int64_t{1} << 31;
+// The copy of data.tokenizer that a checkpoint carries; without one the tokenizer is bytes.
+inline constexpr const char* kTokenizerFile = "tokenizer.json";
 
 // A file kept with the tensors as it is.
 struct AttachedFile {

@@ -86,6 +86,11 @@ Source checkpoint_source(FileSystem& files, const std::string& folder) {
   };
   for (std::string_view key : kModelKeys) add("model", key);
   for (std::string_view key : kMoeKeys) add("moe", key);
+  if (std::ranges::count(checkpoint.attached, kTokenizerFile) > 0) {
+    source.defaults.push_back({"data.tokenizer", "data.tokenizer",
+                               value_of(cat(checkpoint.folder, "/", kTokenizerFile))});
+    return source;
+  }
   const Value* data = checkpoint.config.find("data");
   const Value* tokenizer = data == nullptr ? nullptr : data->find("tokenizer");
   if (tokenizer != nullptr) {
