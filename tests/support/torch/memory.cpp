@@ -42,7 +42,7 @@ class CountingAllocator : public c10::Allocator {
       // The message of LibTorch's own, without its trace, which takes long to make.
       throw c10::Error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
                            std::to_string(size) + " bytes.",
-                       /*backtrace=*/"");
+                       /*backtrace=*/nullptr);
     }
     void* data = inner_->allocate(size).release_context();
     if (data == nullptr) return {nullptr, at::kCPU};  // 0 bytes
