@@ -126,11 +126,9 @@ struct HeldCall : torch::CustomClassHolder {
   std::vector<int64_t> document_lengths;
 };
 
-// `anchor`: a parameter, so that the output is part of the graph even when the product is not.
 struct GroupedCausalAttention : torch::autograd::Function<GroupedCausalAttention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& product,
-                            const at::Tensor& anchor, const c10::intrusive_ptr<HeldCall>& held) {
-    (void)anchor;
+                            const c10::intrusive_ptr<HeldCall>& held) {
     Call call = held->call;
     const int64_t tokens = product.size(0), hd = call.heads.head_dim;
     call.product = product;
@@ -163,7 +161,7 @@ struct GroupedCausalAttention : torch::autograd::Function<GroupedCausalAttention
     const at::Tensor partial = rotate_and_norm_backward(call, dproduct);
     add_partials(partial, 0, q_norm);
     add_partials(partial, 1, k_norm);
-    return {dproduct, at::Tensor(), at::Tensor()};
+    return {dproduct, at::Tensor()};
   }
 };
 
@@ -181,11 +179,9 @@ at::Tensor attend_grouped(const Kernels& kernels, const at::Tensor& product,
                           const GroupedHeads& heads, const RopeTable& table,
                           const at::Tensor& positions,
                           const std::vector<int64_t>& document_lengths) {
-  const at::Tensor anchor = heads.q_norm == nullptr ? at::Tensor() : heads.q_norm->master;
   return GroupedCausalAttention::apply(
-      product, anchor,
-      c10::make_intrusive<HeldCall>(kernels, Call{heads, table, positions, {}, {}},
-                                    document_lengths));
+      product, c10::make_intrusive<HeldCall>(kernels, Call{heads, table, positions, {}, {}},
+                                             document_lengths));
 }
 
 }  // namespace amoeba::nn::cpu_attention
