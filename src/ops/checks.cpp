@@ -4,8 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <optional>
 
@@ -164,28 +162,14 @@ Tensor new_memory(const Tensor& like, const std::vector<int64_t>& shape, ScalarT
   }
 }
 
-// Asks for huge pages: first touching a large block a small page at a time costs as much as the
-// kernels that fill it when experts have few rows. Only advice, so no result is looked at.
-Tensor with_huge_pages(Tensor tensor, int64_t num_bytes) {
-  constexpr uintptr_t kHugePage = 2 << 20;
-  constexpr int64_t kMinBytes = 4 * kHugePage;
-  if (!tensor.is_cpu() || num_bytes < kMinBytes) return tensor;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + static_cast<uintptr_t>(num_bytes)) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  return tensor;
-}
-
 }  // namespace
 
 Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, DType dtype) {
-  Tensor tensor = new_memory(like, shape, entry_of(dtype).scalar_type, bytes_of(dtype));
-  return with_huge_pages(tensor, tensor.numel() * bytes_of(dtype));
+  return new_memory(like, shape, entry_of(dtype).scalar_type, bytes_of(dtype));
 }
 
 Tensor new_bytes(const Tensor& like, int64_t count) {
-  return with_huge_pages(new_memory(like, {count}, ScalarType::Byte, 1), count);
+  return new_memory(like, {count}, ScalarType::Byte, 1);
 }
 
 std::vector<int64_t> shape_of(const Tensor& tensor) {
