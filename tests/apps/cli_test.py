@@ -712,7 +712,8 @@ class Extras(CliTest):
             self.assertIn(f"trace: traced/traces/{path.name}", result.err)
             events = json.loads(path.read_text())["traceEvents"]
             names = {event["name"] for event in events if event.get("cat") == "user_annotation"}
-            self.assertEqual(names, {f"step {step}", "data", "attention", "router", "experts",
+            self.assertEqual(names, {f"step {step}", "data", "norm", "attention", "router",
+                                     "routed experts", "experts", "feed forward",
                                      "loss", "backward", "optimizer"})
             self.assertGreater(sum(event.get("cat") == "cpu_op" for event in events), 100)
         self.assertNotIn("USDT", result.err)
