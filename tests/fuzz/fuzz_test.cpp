@@ -42,7 +42,9 @@ TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
 // if nothing had been. Not of TOML: toml++ allocates in functions that may not throw, and ends the
 // process.
 TEST_P(Fuzz, SurvivesEveryAllocationThatFails) {
-  if (std::string_view(GetParam().name) == "config_toml") return;
+  if (std::string_view(GetParam().name).starts_with("config_")) {
+    GTEST_SKIP() << "reads TOML, too";
+  }
   const std::string seed = GetParam().seeds()[0];
   ASSERT_TRUE(GetParam().run(seed));
   int64_t num_failures = 0;
