@@ -18,7 +18,7 @@ TEST_P(Fuzz, SeedsAreAccepted) {
   for (const std::string& seed : GetParam().seeds()) EXPECT_TRUE(GetParam().run(seed)) << seed;
 }
 
-// What a run may allocate: a document of "0,0,..." is a tree of values of 56 bytes each.
+// What a run may allocate: a document of "0,0,..." is a tree of values of 48 bytes each.
 TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
   constexpr uint64_t kMutations = 2000;
   constexpr int64_t kBytesPerByte = 1000, kFixedBytes = 4 << 20;
