@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/text.h"
+#include "nn/cpu_attention/attention.h"
 #include "train/device.h"
 #include "train/model_config.h"
 
@@ -60,16 +61,21 @@ int64_t norm_backward(const Sizes& s) {
 Half attention_half(const Sizes& s) {
   const nn::AttentionConfig& a = s.config.attention;
   const int64_t q_rows = a.num_heads * a.key_dim();
-  const int64_t q = s.tokens * q_rows * s.c;                                    // y is as wide
-  const int64_t k = a.mla ? q : s.tokens * a.num_kv_heads * a.key_dim() * s.c;  // v is as wide
+  const int64_t q = s.tokens * q_rows * s.c;
+  const int64_t k = a.mla ? q : s.tokens * a.num_kv_heads * a.key_dim() * s.c;
+  const int64_t own_y = s.tokens * a.num_heads * a.value_dim() * s.c;  // without padding
+  const bool is_padded =
+      a.mla && !(s.has_loops() && !nn::cpu_attention::supported_kernels().empty());
+  const int64_t y = is_padded ? q : own_y;
+  const int64_t v = a.mla ? y : k;
   int64_t largest_weight = s.dim() * q_rows;
   Half half;
   half.kept = norm_kept(s);
-  half.kept += 2 * q + 2 * k + s.tokens * a.num_heads * kFp32;  // q, k, v, y, log-sum-exps
+  half.kept += q + k + v + y + s.tokens * a.num_heads * kFp32;  // q, k, v, y, log-sum-exps
   if (a.mla) {
-    // v and y are padded to the width of the keys; wo keeps a copy of y without the padding. Then
-    // the latent vectors before and after their norms.
-    half.kept += s.tokens * a.num_heads * a.value_dim() * s.c;
+    // Where v and y are padded to the width of the keys, wo keeps a copy of y without the padding.
+    // Then the latent vectors before and after their norms.
+    if (is_padded) half.kept += own_y;
     half.kept += s.tokens * 2 * (a.mla->kv_lora_rank + a.mla->q_lora_rank) * s.c;
     largest_weight =
         std::max(a.mla->q_lora_rank == 0 ? largest_weight : a.mla->q_lora_rank * q_rows,
@@ -80,7 +86,7 @@ Half attention_half(const Sizes& s) {
   if (a.qk_norm) half.kept += q + k;  // before their norms
   // Gradients of y, q, k, v; or the gradient of the output map while all is kept, or of the largest
   // input map when q, k, v and y are gone and the gradients of two are left.
-  half.backward = std::max({2 * q + 2 * k, s.weight_gradient(s.dim() * a.num_heads * a.value_dim()),
+  half.backward = std::max({q + k + v + y, s.weight_gradient(s.dim() * a.num_heads * a.value_dim()),
                             s.weight_gradient(largest_weight) - q - k});
   return half;
 }
