@@ -210,6 +210,50 @@ assert [*sys.modules["torchtitan.config.override"]._REGISTRY] == ["amoeba.torcht
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
+class DebugModel(unittest.TestCase):
+    """torchtitan's DeepSeek-V3 debug model on the CPU, its attention replaced by SDPA (flex attention has no
+    CPU backward)."""
+
+    def losses(self, backend, steps=4):
+        from torchtitan.config.override import OverrideConfig, apply_overrides
+        from torchtitan.models.common.attention import ScaledDotProductAttention
+        from torchtitan.models.deepseek_v3 import model_registry
+
+        config = model_registry("debugmodel").model
+        for layer in config.layers:
+            layer.attention.inner_attention = ScaledDotProductAttention.Config()
+        if backend is not None:
+            imports = [("amoeba.torchtitan.experts", {"compute_backend": backend})]
+            self.assertGreater(len(apply_overrides(OverrideConfig(imports=imports), config)), 1)
+        torch.manual_seed(0)
+        model = config.build()
+        with torch.no_grad():
+            model.init_weights(buffer_device=None)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=8e-4)
+        tokens = torch.randint(0, 64, (2, 33), generator=torch.Generator().manual_seed(1))
+        positions = torch.arange(32).repeat(2, 1)
+        losses = []
+        for _ in range(steps):
+            logits = model(tokens[:, :-1], positions)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def test_it_trains_with_every_backend_and_the_losses_agree(self):
+        upstream = self.losses(None)
+        self.assertEqual(self.losses("grouped_mm"), upstream)
+        loop = self.losses("for_loop")
+        self.assertLess(loop[-1], 0.9 * loop[0])
+        for got, want in zip(loop, upstream):
+            self.assertAlmostEqual(got, want, delta=0.01 * want)  # upstream's experts compute in bf16
+        for backend in ("fused", "batched_mm_padded"):
+            for got, want in zip(self.losses(backend), loop):
+                self.assertAlmostEqual(got, want, delta=1e-4 * want)
+
+
 class Distributed(unittest.TestCase):
     def test_dtensor_parameters_on_a_mesh_of_one_rank(self):
         import torch.distributed as dist
