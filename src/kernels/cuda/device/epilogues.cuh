@@ -3,7 +3,7 @@
 // the 8 x 8 blocks, row l / 4 and columns 2 (l % 4) and the next.
 //
 // `prefetch` brings what the epilogue of a tile will read to the second-level cache, `ahead` reads
-// what a strip needs, before or while the one before is computed. Code is straight-line, so
+// what a strip needs, after the one before is computed. Code is straight-line, so
 // one copy of it serves every strip, and options are selects where they can be.
 //
 // Legend: H expert hidden width; z [R, 2H] what is kept of gate and up, in the order of blocks or
@@ -541,8 +541,8 @@ __device__ inline void stage_piece(const float (&acc)[8][4], float4 (*stage)[32]
 // The epilogue over four pieces of 16 rows by 64 columns that a warp holds; `place(i)` gives the
 // first row and column of one. Registers take constant indices only, so a piece goes through the
 // warp's `stage` in shared memory, where each lane finds its own values again, and one copy of the
-// epilogue serves every strip. Reading ahead of the computation takes registers.
-template <typename Epilogue, bool kReadAhead, typename PlaceOf>
+// epilogue serves every strip.
+template <typename Epilogue, typename PlaceOf>
 __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Tile& tile, int32_t n,
                                     const float (&acc)[4][8][4], float4 (*stage)[32],
                                     const PlaceOf& place) {
@@ -569,8 +569,6 @@ __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Ti
       if (piece == 2) stage_piece<2>(acc[2], stage, lane);
       if (piece == 3) stage_piece<3>(acc[3], stage, lane);
     }
-    typename Epilogue::Ahead next;
-    if constexpr (kReadAhead) next = ahead_of(strip + 1);
     float values[kBlocks][2];
     const int half = strip / kParts % 2;
 #pragma unroll
@@ -582,8 +580,7 @@ __device__ inline void run_epilogue(const typename Epilogue::Params& p, const Ti
     }
     const Place at = place_of(strip);
     Epilogue::strip(p, tile, n, at.row, at.column, stored, values);
-    if constexpr (!kReadAhead) next = ahead_of(strip + 1);
-    stored = next;
+    stored = ahead_of(strip + 1);
   }
 }
 

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(Sm80::kThreads, 2)
   copy_async_wait<0>();
   __syncthreads();  // no warp reads the stages any more
   const auto stage = reinterpret_cast<float4(*)[32]>(shared + thread / 32 * kStageBytes);
-  run_epilogue<Epilogue, false>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
+  run_epilogue<Epilogue>(epilogue, tile, static_cast<int32_t>(p.n), acc, stage, [&](int i) {
     return Place{tile.row + warp_row + 16 * i, tile.column + warp_column};
   });
 }

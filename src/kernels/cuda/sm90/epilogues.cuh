@@ -530,7 +530,7 @@ class Sm90Strips {
       : p_(p), stage_(reinterpret_cast<float4 (*)[32]>(space.bytes)) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
-    run_epilogue<Epilogue, false>(p_, tile, n, acc, stage_, [&](int i) {
+    run_epilogue<Epilogue>(p_, tile, n, acc, stage_, [&](int i) {
       return Place{row, tile.column + kPieceColumns * i};
     });
   }
