@@ -52,6 +52,17 @@ __device__ inline uint32_t blocks_address(uint32_t piece, int block, int lane) {
   return chunk_address(piece, lane & 15, block + (lane >> 4));
 }
 
+// 16 x 64 of c, rounded.
+template <typename T>
+__device__ inline void put_piece(uint32_t piece, const float (&c)[8][4], int lane) {
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    store_matrices(blocks_address(piece, j, lane),
+                   {pack<T>(c[j][0], c[j][1]), pack<T>(c[j][2], c[j][3]),
+                    pack<T>(c[j + 1][0], c[j + 1][1]), pack<T>(c[j + 1][2], c[j + 1][3])});
+  }
+}
+
 // Two pieces of a warp, in turn.
 class PieceRing {
  public:
@@ -126,13 +137,7 @@ class Sm90Rows {
       if (row >= tile.row_end || column >= n) return;
       if (p_.rows.bias != nullptr) add_bias(tile, column, n, acc[i]);
       const uint32_t piece = ring_.next(lane);
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        store_matrices(blocks_address(piece, j, lane),
-                       {pack<T>(acc[i][j][0], acc[i][j][1]), pack<T>(acc[i][j][2], acc[i][j][3]),
-                        pack<T>(acc[i][j + 1][0], acc[i][j + 1][1]),
-                        pack<T>(acc[i][j + 1][2], acc[i][j + 1][3])});
-      }
+      put_piece<T>(piece, acc[i], lane);
       store_piece(p_.out, piece,
                   p_.rows.out + row * p_.rows.row_stride + column * static_cast<int64_t>(sizeof(T)),
                   p_.rows.row_stride, row, column, tile.row_end - row, n - column, lane);
@@ -477,13 +482,7 @@ class Sm90WeightGradient {
       const int32_t column = tile.column + kPieceColumns * i;
       if (row >= tile.row_end || column >= n) return;
       const uint32_t piece = ring_.next(lane);
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        store_matrices(blocks_address(piece, j, lane),
-                       {pack<T>(acc[i][j][0], acc[i][j][1]), pack<T>(acc[i][j][2], acc[i][j][3]),
-                        pack<T>(acc[i][j + 1][0], acc[i][j + 1][1]),
-                        pack<T>(acc[i][j + 1][2], acc[i][j + 1][3])});
-      }
+      put_piece<T>(piece, acc[i], lane);
       fence_shared_for_products();
       __syncwarp();
       if (lane != 0) continue;
