@@ -20,10 +20,14 @@ void check_attention_config(const AttentionConfig& config) {
     AMOEBA_CHECK(mla.v_head_dim <= config.key_dim(), "attention: v_head_dim is ", mla.v_head_dim,
                  ", want at most the ", config.key_dim(), " of a key");
     AMOEBA_CHECK(!config.qk_norm, "attention: qk_norm is set, want it off with mla");
+    AMOEBA_CHECK(config.sliding_window == 0, "attention: sliding_window is ", config.sliding_window,
+                 ", want 0 with mla");
   } else {
     AMOEBA_CHECK(config.num_kv_heads > 0 && config.num_heads % config.num_kv_heads == 0,
                  "attention: num_heads is ", config.num_heads, " and num_kv_heads is ",
                  config.num_kv_heads, ", want a multiple");
+    AMOEBA_CHECK(config.sliding_window >= 0, "attention: sliding_window is ", config.sliding_window,
+                 ", want >= 0");
   }
   const int64_t rotated = config.mla ? config.mla->qk_rope_head_dim : config.head_dim;
   AMOEBA_CHECK(config.rope.head_dim == rotated && rotated > 0 && rotated % 2 == 0,

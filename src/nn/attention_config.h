@@ -21,13 +21,14 @@ struct MlaConfig {
 struct AttentionConfig {
   int64_t dim = 0;
   int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;  // grouped-query only, as is head_dim and qk_norm
+  int64_t num_kv_heads = 0;  // grouped-query only, as are the others without mla
   int64_t head_dim = 0;
   std::optional<MlaConfig> mla;  // unset: grouped-query
   RopeConfig rope;               // rope.head_dim: head_dim, or qk_rope_head_dim
   double yarn_mscale = 1.0;      // see yarn_attention_factor; MLA only
   bool qk_norm = false;          // RMSNorm of every query and key head before the rotation
   bool qk_norm_whole = false;    // of all heads of a token together instead
+  int64_t sliding_window = 0;    // tokens that a token sees, itself included; 0: all before it
   double norm_eps = 1e-5;
   double latent_norm_eps = 0.0;  // of the norms inside latent attention; 0: norm_eps
 

@@ -38,7 +38,9 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   const at::Tensor product = linear(hidden, *wqkv_);
   const cpu_attention::GroupedHeads grouped{heads,   kv_heads,         hd,   q_norm_,
                                             k_norm_, config_.norm_eps, scale};
-  if (cache == nullptr && !config_.qk_norm_whole) {
+  const int64_t window = config_.sliding_window;
+  const bool is_cut = window > 0 && window < layout.seq_len;
+  if (cache == nullptr && !config_.qk_norm_whole && !is_cut) {
     if (const auto* kernels = cpu_attention::kernels_for(product, grouped)) {
       return linear(cpu_attention::attend_grouped(*kernels, product, grouped, table,
                                                   layout.positions, document_lengths(layout)),
@@ -56,7 +58,7 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   k = k.view({-1, kv_heads, hd});
   q = rope(q, table, layout.positions);
   k = rope(k, table, layout.positions);
-  return linear(causal_attention(q, k, v, hd, scale, layout, cache), *wo_);
+  return linear(causal_attention(q, k, v, hd, scale, layout, cache, window), *wo_);
 }
 
 KvCache GroupedQueryAttention::make_cache(int64_t num_rows, int64_t max_positions,

@@ -30,15 +30,27 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   return y.transpose(1, 2).reshape({q.size(0) * q.size(2), q.size(1) * value_dim});
 }
 
+// What the last `tokens` of `total` positions see: [tokens, total] bool.
+at::Tensor visible(int64_t tokens, int64_t total, int64_t window, at::Device device) {
+  const at::Tensor position = at::arange(total, at::TensorOptions(at::kLong).device(device));
+  const at::Tensor query = position.narrow(0, total - tokens, tokens).unsqueeze(1);
+  const at::Tensor past = position.le(query);
+  return window == 0 ? past : past.logical_and(position.gt(query - window));
+}
+
 at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                       int64_t value_dim, double scale, int64_t rows, int64_t length) {
+                       int64_t value_dim, double scale, int64_t rows, int64_t length,
+                       int64_t window) {
+  std::optional<at::Tensor> mask;
+  if (window > 0 && window < length) mask = visible(length, length, window, q.device());
   return attend(to_heads(q, rows, length), to_heads(k, rows, length), to_heads(v, rows, length),
-                value_dim, scale, /*mask=*/{}, /*is_causal=*/true);
+                value_dim, scale, mask, /*is_causal=*/!mask);
 }
 
 // Generation: S new tokens of one sequence against everything its row holds.
 at::Tensor attend_cached_row(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                             int64_t value_dim, double scale, KvCache& cache, int64_t row) {
+                             int64_t value_dim, double scale, KvCache& cache, int64_t row,
+                             int64_t window) {
   const int64_t tokens = q.size(0), before = cache.lengths[static_cast<size_t>(row)];
   const int64_t total = before + tokens;
   AMOEBA_CHECK(total <= cache.keys.size(2), "attention: the cache holds ", cache.keys.size(2),
@@ -47,11 +59,10 @@ at::Tensor attend_cached_row(const at::Tensor& q, const at::Tensor& k, const at:
   keys.narrow(2, before, tokens).copy_(to_heads(k, 1, tokens));
   values.narrow(2, before, tokens).copy_(to_heads(v, 1, tokens).narrow(3, 0, value_dim));
   cache.lengths[static_cast<size_t>(row)] = total;
-  if (before == 0) return attend_rows(q, k, v, value_dim, scale, 1, tokens);
-  std::optional<at::Tensor> mask;  // [S, total]; one token sees all
-  if (tokens > 1) {
-    const at::Tensor position = at::arange(total, at::TensorOptions(at::kLong).device(q.device()));
-    mask = position.le(position.narrow(0, before, tokens).unsqueeze(1));
+  if (before == 0) return attend_rows(q, k, v, value_dim, scale, 1, tokens, window);
+  std::optional<at::Tensor> mask;  // one token without a window sees all
+  if (tokens > 1 || (window > 0 && window < total)) {
+    mask = visible(tokens, total, window, q.device());
   }
   return attend(to_heads(q, 1, tokens), keys.narrow(2, 0, total), values.narrow(2, 0, total),
                 value_dim, scale, mask, /*is_causal=*/false);
@@ -60,7 +71,7 @@ at::Tensor attend_cached_row(const at::Tensor& q, const at::Tensor& k, const at:
 // Each sequence on its own, so that its numbers do not depend on the others.
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          int64_t value_dim, double scale, const SequenceLayout& layout,
-                         KvCache& cache) {
+                         KvCache& cache, int64_t window) {
   const int64_t length = layout.seq_len, num_rows = cache.keys.size(0);
   AMOEBA_CHECK(layout.segments.empty(), "attention: got ", layout.segments.size(),
                " segments with a cache, want none");
@@ -75,7 +86,7 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& k, const at::Ten
                  num_rows - 1);
     pieces.push_back(
         attend_cached_row(q.narrow(0, b * length, length), k.narrow(0, b * length, length),
-                          v.narrow(0, b * length, length), value_dim, scale, cache, row));
+                          v.narrow(0, b * length, length), value_dim, scale, cache, row, window));
   }
   return pieces.size() == 1 ? pieces[0] : at::cat(pieces);
 }
@@ -102,13 +113,15 @@ std::vector<int64_t> document_lengths(const SequenceLayout& layout) {
 
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,
-                            KvCache* cache) {
-  if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, layout, *cache);
-  if (const auto* kernels = cpu_attention::kernels_for(q, k, v)) {
+                            KvCache* cache, int64_t window) {
+  if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, layout, *cache, window);
+  const bool is_cut = window > 0 && window < layout.seq_len;
+  const auto* kernels = is_cut ? nullptr : cpu_attention::kernels_for(q, k, v);
+  if (kernels != nullptr) {
     return cpu_attention::attend(*kernels, q, k, v, value_dim, scale, document_lengths(layout));
   }
   if (layout.segments.empty()) {
-    return attend_rows(q, k, v, value_dim, scale, layout.batch_size, layout.seq_len);
+    return attend_rows(q, k, v, value_dim, scale, layout.batch_size, layout.seq_len, window);
   }
   const std::vector<int64_t> lengths = document_lengths(layout);
   // Split, not narrowed one by one: its backward is one concatenation.
@@ -117,7 +130,7 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
   std::vector<at::Tensor> pieces;
   pieces.reserve(lengths.size());
   for (size_t i = 0; i < lengths.size(); ++i) {
-    pieces.push_back(attend_rows(qs[i], ks[i], vs[i], value_dim, scale, 1, lengths[i]));
+    pieces.push_back(attend_rows(qs[i], ks[i], vs[i], value_dim, scale, 1, lengths[i], window));
   }
   return at::cat(pieces, 0);
 }

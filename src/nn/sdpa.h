@@ -40,9 +40,11 @@ struct KvCache {
 // v [T, kv heads, width] -> [T, heads * value_dim], kv heads dividing heads. Columns of v past
 // value_dim are padding: zeros, left out of the result; see value_width. With a cache: appends the
 // S tokens of each sequence to its row, and attends to all that the row holds up to each token.
+// `window`: tokens that a token sees at most, itself included; 0: no limit. A document longer than
+// the window costs a mask of its length squared.
 at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             int64_t value_dim, double scale, const SequenceLayout& layout,
-                            KvCache* cache);
+                            KvCache* cache, int64_t window = 0);
 
 // The width at which values of value_dim <= hd columns had best reach causal_attention: their own
 // where LibTorch has a good kernel for it, hd where only padding selects the flash kernel. On the

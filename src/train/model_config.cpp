@@ -21,6 +21,7 @@ nn::AttentionConfig make_attention_config(const ModelSection& model, int64_t seq
   } else {
     out.num_kv_heads = model.num_kv_heads;
     out.head_dim = model.head_dim != 0 ? model.head_dim : model.dim / model.num_heads;
+    out.sliding_window = model.sliding_window;
     out.qk_norm = model.qk_norm;
     out.qk_norm_whole = model.qk_norm_scope == "projection";
     out.rope.head_dim = out.head_dim;

@@ -33,7 +33,7 @@ CASES = [
                                             "num_experts_per_tok": 2}),
     ("mixtral, tied", "Mixtral", plain.GROUPED | {"intermediate_size": 18, "num_local_experts": 5,
                                                   "num_experts_per_tok": 2, "tie_word_embeddings": True,
-                                                  "sliding_window": 20}),
+                                                  "sliding_window": 5}),
     ("olmoe", "Olmoe", plain.COMMON | {"num_key_value_heads": 2, "hidden_size": 48, "rms_norm_eps": 1e-5,
                                        "rope_parameters": plain.PLAIN, "intermediate_size": 18,
                                        "num_experts": 5, "num_experts_per_tok": 2, "eos_token_id": 2}),

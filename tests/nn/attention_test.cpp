@@ -19,6 +19,7 @@ struct Shape {
   bool qk_norm;
   std::vector<nn::Segment> segments;
   bool qk_norm_whole = false;
+  int64_t sliding_window = 0;
 };
 
 constexpr int64_t kDim = 24, kHeadDim = 8;
@@ -31,6 +32,7 @@ nn::AttentionConfig config_of(const Shape& shape) {
   config.head_dim = config.rope.head_dim = kHeadDim;
   config.qk_norm = shape.qk_norm;
   config.qk_norm_whole = shape.qk_norm_whole;
+  config.sliding_window = shape.sliding_window;
   return config;
 }
 
@@ -86,15 +88,22 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{"mqa_qk_norm", 4, 1, true, {}},
                                      Shape{"gqa_whole_qk_norm", 4, 2, true, {}, true},
                                      Shape{"documents", 4, 2, false, kDocuments},
+                                     Shape{"window", 4, 2, true, {}, false, 4},
+                                     Shape{"window_of_one", 3, 3, false, {}, false, 1},
+                                     Shape{"window_not_reached", 4, 2, true, {}, false, 9},
+                                     Shape{"window_documents", 4, 2, false, kDocuments, false, 2},
                                      Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
                      testing::Values(at::kFloat, at::kBFloat16)),
     [](const auto& row) {
       return std::string(std::get<0>(row.param).name) + "_" + c10::toString(std::get<1>(row.param));
     });
 
-TEST(AttentionCache, TokenByTokenEqualsAllAtOnce) {
+class AttentionCache : public testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(Window, AttentionCache, testing::Values(0, 1, 3, 8, 9));
+
+TEST_P(AttentionCache, TokenByTokenEqualsAllAtOnce) {
   at::manual_seed(10);
-  const Shape shape{"gqa", 4, 2, true, {}};
+  const Shape shape{"gqa", 4, 2, true, {}, false, GetParam()};
   Fixture fixture(shape);
   const at::NoGradGuard no_grad;
   const at::Tensor x = random({kLength, kDim}).to(at::kFloat);

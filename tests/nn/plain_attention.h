@@ -41,8 +41,8 @@ inline nn::SequenceLayout layout_of(const std::vector<nn::Segment>& segments) {
   return {kRows, kLength, positions, segments};
 }
 
-// [T, T] true where a token must not look: another row or document, or later.
-inline at::Tensor invisible(const nn::SequenceLayout& layout) {
+// [T, T] true where a token must not look: another row or document, later, or `window` tokens back.
+inline at::Tensor invisible(const nn::SequenceLayout& layout, int64_t window) {
   std::vector<nn::Segment> all = layout.segments;
   for (int64_t row = 0; layout.segments.empty() && row < layout.batch_size; ++row) {
     all.push_back({row, 0, layout.seq_len});
@@ -54,6 +54,9 @@ inline at::Tensor invisible(const nn::SequenceLayout& layout) {
     mask.narrow(0, begin, segment.length)
         .narrow(1, begin, segment.length)
         .copy_(at::ones({segment.length, segment.length}, at::kBool).triu(1));
+    for (int64_t i = window; window > 0 && i < segment.length; ++i) {
+      mask[begin + i].narrow(0, begin, i - window + 1).fill_(true);
+    }
   }
   return mask;
 }
@@ -111,8 +114,9 @@ inline at::Tensor plain_heads(const at::Tensor& x, const at::Tensor& weight, int
 
 // q [T, heads, hd], k [T, kv heads, hd], v [T, kv heads, v] -> [T, heads*v]
 inline at::Tensor plain_product(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                double scale, const nn::SequenceLayout& layout) {
-  const at::Tensor hidden = invisible(layout);
+                                double scale, const nn::SequenceLayout& layout,
+                                int64_t window = 0) {
+  const at::Tensor hidden = invisible(layout, window);
   const int64_t group = q.size(1) / k.size(1);
   std::vector<at::Tensor> heads;
   for (int64_t head = 0; head < q.size(1); ++head) {
@@ -160,7 +164,8 @@ inline at::Tensor plain_grouped(const at::Tensor& x, const std::vector<at::Tenso
   }
   const at::Tensor y = plain_product(plain_rotate(q, config.rope, layout.positions),
                                      plain_rotate(k, config.rope, layout.positions), v,
-                                     1 / std::sqrt(static_cast<double>(config.head_dim)), layout);
+                                     1 / std::sqrt(static_cast<double>(config.head_dim)), layout,
+                                     config.sliding_window);
   return at::mm(y, in[next + 3].t());
 }
 

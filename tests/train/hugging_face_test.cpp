@@ -99,6 +99,7 @@ std::vector<Family> families() {
       {HfFamily::kQwen3Moe, grouped_config()},      {HfFamily::kLlama, grouped_config()},
       {HfFamily::kOriginGrouped, grouped_config()}, {HfFamily::kDeepseekV2, latent_config()},
       {HfFamily::kDeepseekV3, latent_config()},     {HfFamily::kOriginLatent, latent_config()}};
+  all[0].config.model.sliding_window = 7;
   all[1].config.model.qk_norm = all[2].config.model.qk_norm = true;
   all[1].config.model.qk_norm_scope = "projection";
   all[1].config.model.head_dim = 4;

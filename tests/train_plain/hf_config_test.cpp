@@ -105,9 +105,8 @@ TEST(HfConfig, SetsTheModel) {
 }
 
 TEST(HfConfig, SmallerThingsAreRead) {
-  // A window no shorter than the sequence changes nothing: the context ends there.
-  EXPECT_EQ(config_of(cat(kMixtral, R"(, "sliding_window": 40)")).model.rope_max_seq_len, 40);
-  EXPECT_EQ(config_of(cat(kMixtral, R"(, "sliding_window": 4096)")).model.rope_max_seq_len, 64);
+  EXPECT_EQ(config_of(cat(kMixtral, R"(, "sliding_window": 40)")).model.sliding_window, 40);
+  EXPECT_EQ(config_of(cat(kMixtral, R"(, "sliding_window": null)")).model.sliding_window, 0);
   const RunConfig dense =
       config_of(cat(kQwen3Moe, R"(, "mlp_only_layers": [1, 0], "norm_topk_prob": true)"));
   EXPECT_EQ(dense.model.num_dense_layers, 2);

@@ -202,6 +202,8 @@ class Reader {
     const bool is_qwen3 = is(HfFamily::kQwen3);
     const int64_t head_dim = keys_.integer("head_dim", is_qwen3 ? 128 : dim_ / num_heads_);
     set("head_dim", "model.head_dim", head_dim);
+    const int64_t window = is(HfFamily::kMixtral) ? keys_.integer("sliding_window", 0) : 0;
+    set("sliding_window", "model.sliding_window", window);
     const bool norms_heads = is_qwen3 || is(HfFamily::kQwen3Moe), norms_all = is(HfFamily::kOlmoe);
     set("model_type", "model.qk_norm", norms_heads || norms_all);
     if (norms_heads || norms_all) {
@@ -388,16 +390,7 @@ class Reader {
   // Frequencies and the length that the model is meant for. transformers 5 keeps both in
   // rope_parameters, before it rope_theta stood beside rope_scaling.
   void read_rotation() {
-    int64_t context = keys_.integer("max_position_embeddings");
-    const char* context_key = "max_position_embeddings";
-    if (is(HfFamily::kMixtral) && keys_.find("sliding_window") != nullptr) {
-      // A window no shorter than the sequence changes nothing: the context ends there.
-      const int64_t window = keys_.integer("sliding_window");
-      if (window < context) {
-        context = window;
-        context_key = "sliding_window";
-      }
-    }
+    const int64_t context = keys_.integer("max_position_embeddings");
     const char* key = keys_.find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
     const Value* scaling = keys_.find(key);
     if (key == std::string_view("rope_parameters")) {
@@ -423,7 +416,7 @@ class Reader {
     }
     set("rope_theta", "model.rope_theta", theta);
     set(key, "model.rope_factor", factor);
-    set(context_key, "model.rope_max_seq_len", context);
+    set("max_position_embeddings", "model.rope_max_seq_len", context);
   }
 
   double read_yarn(Keys& rope, int64_t context) {

@@ -116,7 +116,12 @@ class Writer {
     if (!is(HfFamily::kMixtral)) put("attention_bias", false);
     if (is(HfFamily::kLlama) || is(HfFamily::kOriginGrouped)) put("mlp_bias", false);
     if (norms_heads) put("use_sliding_window", false);
-    if (norms_heads || is(HfFamily::kMixtral)) put("sliding_window", std::monostate());
+    if (is(HfFamily::kMixtral) && model_.sliding_window > 0) {
+      put("sliding_window", model_.sliding_window);
+    } else {
+      want("model.sliding_window", model_.sliding_window, int64_t{0});
+      if (norms_heads || is(HfFamily::kMixtral)) put("sliding_window", std::monostate());
+    }
   }
 
   void put_latent() {

@@ -29,7 +29,8 @@ constexpr std::string_view kModelKeys[] = {"vocab_size",       "dim",
                                            "rope_beta_fast",   "rope_beta_slow",
                                            "rope_mscale",      "rope_original_seq_len",
                                            "rope_max_seq_len", "norm_eps",
-                                           "latent_norm_eps",  "tie_embeddings"};
+                                           "latent_norm_eps",  "tie_embeddings",
+                                           "sliding_window"};
 constexpr std::string_view kMoeKeys[] = {
     "num_experts", "top_k",          "hidden_dim",    "num_shared_experts",
     "route_norm",  "route_scale",    "num_groups",    "num_limited_groups",

@@ -76,6 +76,13 @@ void add_model_keys(Schema& schema, ModelSection& model) {
               .doc = "gqa: width of one head, even; 0: model.dim / model.num_heads.",
               .minimum = 0,
               .maximum = kMaxSize});
+  schema.add({.path = "model.sliding_window",
+              .field = &model.sliding_window,
+              .doc =
+                  "gqa: a token attends to itself and to the tokens before it, this many in all; "
+                  "0: to all of them.",
+              .minimum = 0,
+              .maximum = kMaxSize});
   schema.add(
       {.path = "model.qk_norm",
        .field = &model.qk_norm,
@@ -605,6 +612,9 @@ void check_latent(const ModelSection& model) {
                " wide, want no more");
   AMOEBA_CHECK(!model.qk_norm, "configuration: model.qk_norm is true and model.attention is '",
                model.attention, "', want gqa, or no normalised heads");
+  AMOEBA_CHECK(model.sliding_window == 0, "configuration: model.sliding_window is ",
+               model.sliding_window, " and model.attention is '", model.attention,
+               "', want gqa, or no window");
 }
 
 void check_model(const ModelSection& model, int64_t seq_len) {

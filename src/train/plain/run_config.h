@@ -28,6 +28,7 @@ struct ModelSection {
   int64_t num_heads = 4;
   int64_t num_kv_heads = 2;
   int64_t head_dim = 0;  // 0: dim / num_heads
+  int64_t sliding_window = 0;  // gqa: tokens that a token sees; 0: all before it
   bool qk_norm = false;
   std::string qk_norm_scope = "head";  // head | projection
   int64_t q_lora_rank = 0;             // this and the next four: mla only; 0: no low-rank query
