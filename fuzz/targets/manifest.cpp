@@ -64,8 +64,13 @@ bool run(const std::string& data) {
   } catch (const Error&) {
     return false;
   }
-  const train::CheckpointContent content{checkpoint.step, checkpoint.weights, checkpoint.optimizer,
-                                         checkpoint.state, checkpoint.config};
+  const train::CheckpointContent content{.step = checkpoint.step,
+                                         .weights_only = checkpoint.weights_only,
+                                         .weights = checkpoint.weights,
+                                         .optimizer = checkpoint.optimizer,
+                                         .files = {},
+                                         .state = checkpoint.state,
+                                         .config = checkpoint.config};
   const Checkpoint again =
       train::load_checkpoint(files, train::save_checkpoint(files, "/again", content));
   expect_same(again.step == checkpoint.step, "the step");

@@ -168,7 +168,12 @@ TEST(GuardedRun, ACheckpointWithoutAGuardIsResumed) {
   RunConfig config = small_config();
   config.training.steps = 3;
   const train::Checkpoint good = train::load_checkpoint(lab.files, lab.run(config).checkpoint);
-  train::CheckpointContent content{3, good.weights, good.optimizer, good.state, good.config};
+  train::CheckpointContent content{.step = 3,
+                                   .weights = good.weights,
+                                   .optimizer = good.optimizer,
+                                   .files = {},
+                                   .state = good.state,
+                                   .config = good.config};
   std::erase_if(std::get<formats::Object>(content.state.data),
                 [](const auto& member) { return member.first == "guard"; });
   train::save_checkpoint(lab.files, "/run", content);
