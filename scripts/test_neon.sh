@@ -1,11 +1,12 @@
 #!/bin/sh
 # Builds test_kernels for 64-bit Arm and runs it under qemu's user emulation. Exits 77, saying what is
 # missing, where the cross compiler, qemu or googletest's sources are not installed.
-# Usage: scripts/test_neon.sh [BUILD_FOLDER [CMAKE]]
+# Usage: scripts/test_neon.sh [BUILD_FOLDER [CMAKE [GOOGLETEST_ARGUMENT ...]]]
 set -eu
 cd "$(dirname "$0")/.."
 build=${1:-build/neon}
 cmake=${2:-cmake}
+shift $(($# < 2 ? $# : 2))
 compiler=aarch64-linux-gnu-g++
 gtest=/usr/src/googletest/googletest
 
@@ -34,4 +35,4 @@ done | xargs -r -P 2 -L 1 sh -c \
   "$compiler -std=c++20 -O2 -Wall -Wextra -Werror -Iinclude -Isrc -Itests -I$gtest -I$gtest/include -c \$0 -o \$1"
 "$compiler" -static "$build"/tests/*.o "$build"/src/libamoeba_kernels_cuda.a "$build"/src/libamoeba_kernels.a \
   "$build"/src/libamoeba_base.a -o "$build/test_kernels"
-"$emulator" "$build/test_kernels"
+"$emulator" "$build/test_kernels" "$@"
