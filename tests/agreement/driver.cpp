@@ -129,7 +129,7 @@ std::string read_as_safetensors(FileSystem& files, const std::string& path) {
     for (const formats::TensorEntry& tensor : file.tensors) {
       text += cat("\n", hexadecimal(std::as_bytes(std::span(tensor.name))), " ", tensor.dtype, " ");
       for (const int64_t size : tensor.shape) text += cat(size, ",");
-      text += " " + hexadecimal(tensor.data);
+      text += cat(" ", hexadecimal(tensor.data));
     }
     return text;
   } catch (const Error& error) {
