@@ -98,7 +98,8 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
 Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double eps) {
   if (has_cpu_loop(x)) return forward_cpu(x, weight, eps);
   const auto size = static_cast<double>(x.size(1));
-  const at::Tensor norm = at::linalg_vector_norm(x, 2, {1}, /*keepdim=*/true, at::kFloat);
+  const at::ScalarType sum_type = c10::promoteTypes(x.scalar_type(), at::kFloat);
+  const at::Tensor norm = at::linalg_vector_norm(x, 2, {1}, /*keepdim=*/true, sum_type);
   const at::Tensor rstd = norm.square().div_(size).add_(eps).rsqrt_();
   at::Tensor y = at::empty_like(x);
   at::mul_out(y, x * rstd, weight);

@@ -134,7 +134,7 @@ class Judging(unittest.TestCase):
 
     def test_held_out_part_by_default(self):
         record, = self.eval()
-        self.assertEqual((record["kind"], record["file"]), ("held_out", "text.txt"))
+        self.assertEqual((record["kind"], record["file"]), ("held_out", str(self.folder / "text.txt")))
         both = self.eval("--text", "other.txt", "--choices", "words.jsonl")
         self.assertEqual([record["kind"] for record in both], ["text", "choices"])
 

@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{"gqa_whole_qk_norm", 4, 2, true, {}, true},
                                      Shape{"documents", 4, 2, false, kDocuments},
                                      Shape{"window", 4, 2, true, {}, false, 4},
-                                     Shape{"window_of_one", 3, 3, false, {}, false, 1},
+                                     Shape{"window_of_two", 3, 3, false, {}, false, 2},
                                      Shape{"window_not_reached", 4, 2, true, {}, false, 9},
                                      Shape{"window_documents", 4, 2, false, kDocuments, false, 2},
                                      Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
