@@ -294,7 +294,8 @@ TEST(Metrics, AnythingElseIsRefusedWithItsFileAndLine) {
       {"[1]\n", "run/metrics.jsonl:2: the line is array, want object"},
       {"{}\n", "run/metrics.jsonl:2: "},
       {"{\"kind\":\"stop\"}\n",
-       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation, checkpoint, guard or end"},
+       "run/metrics.jsonl:2: kind is \"stop\", want start, step, validation, checkpoint, guard or "
+       "end"},
       {guard_line(2, "jump", 2), "run/metrics.jsonl:2: action is \"jump\", want skip or rollback"},
       {with(step_line(2), "\"step\":2", "\"step\":-2"),
        "run/metrics.jsonl:2: step is -2, want >= 0"},

@@ -27,7 +27,7 @@ struct ModelSection {
   std::string attention = "gqa";  // gqa | mla
   int64_t num_heads = 4;
   int64_t num_kv_heads = 2;
-  int64_t head_dim = 0;  // 0: dim / num_heads
+  int64_t head_dim = 0;        // 0: dim / num_heads
   int64_t sliding_window = 0;  // gqa: tokens that a token sees; 0: all before it
   bool qk_norm = false;
   std::string qk_norm_scope = "head";  // head | projection
