@@ -8,6 +8,7 @@
 
 #include "amoeba/error.h"
 #include "base/text.h"
+#include "train/float_types.h"
 #include "train/hugging_face.h"
 #include "train/state.h"
 
@@ -19,31 +20,21 @@ using formats::Object;
 using formats::TensorEntry;
 using formats::Value;
 
-struct Dtype {
-  std::string_view name;
-  at::ScalarType type;
-  const char* stored;
-};
-constexpr Dtype kDtypes[] = {{"float32", at::kFloat, "F32"},
-                             {"bfloat16", at::kBFloat16, "BF16"},
-                             {"float16", at::kHalf, "F16"}};
-
-const Dtype& dtype_of(const std::string& name) {
-  for (const Dtype& dtype : kDtypes) {
-    if (dtype.name == name) return dtype;
-  }
-  fail(ErrorKind::kUsage,
-       cat("export: dtype is '", printable(name), "', want float32, bfloat16 or float16"));
+const FloatType& float_type_of(const std::string& name) {
+  const FloatType* type = find_float_type(&FloatType::name, name);
+  AMOEBA_CHECK(type != nullptr, "export: dtype is '", printable(name),
+               "', want float32, bfloat16 or float16");
+  return *type;
 }
 
 // The model's tensors, converted when their turn comes.
 class Tensors {
  public:
-  Tensors(std::vector<HfTensor> tensors, const Dtype& dtype)
+  Tensors(std::vector<HfTensor> tensors, const FloatType& dtype)
       : tensors_(std::move(tensors)), dtype_(dtype) {
     for (const HfTensor& tensor : tensors_) {
-      const Dtype& stored = dtype_for(tensor);
-      entries_.push_back({tensor.name, stored.stored, tensor.shape, {}});
+      const FloatType& stored = dtype_for(tensor);
+      entries_.push_back({tensor.name, std::string(stored.stored), tensor.shape, {}});
       bytes_.push_back(tensor.ours.numel() * static_cast<int64_t>(at::elementSize(stored.type)));
     }
   }
@@ -63,8 +54,8 @@ class Tensors {
   }
 
  private:
-  const Dtype& dtype_for(const HfTensor& tensor) const {
-    return tensor.keep_fp32 ? kDtypes[0] : dtype_;
+  const FloatType& dtype_for(const HfTensor& tensor) const {
+    return tensor.keep_fp32 ? kFloatTypes[0] : dtype_;
   }
 
   void check_range(const std::string& name) const {
@@ -75,7 +66,7 @@ class Tensors {
   }
 
   std::vector<HfTensor> tensors_;
-  const Dtype& dtype_;
+  const FloatType& dtype_;
   std::vector<TensorEntry> entries_;
   std::vector<int64_t> bytes_;
   at::Tensor current_;
@@ -152,7 +143,7 @@ void export_hugging_face(FileSystem& files, nn::Model& model, const RunConfig& c
                "' exists, want a new folder");
   AMOEBA_CHECK(options.max_shard_bytes > 0, "export: max_shard_bytes is ", options.max_shard_bytes,
                ", want more than 0");
-  const Dtype& dtype = dtype_of(options.dtype);
+  const FloatType& dtype = float_type_of(options.dtype);
   const Value json = write_hf_config(config, {options.family, model.config().vocab_size,
                                               options.dtype, tokenizer.end_of_document()});
   check_bias(options.family, model);

@@ -8,6 +8,7 @@
 #include "amoeba/error.h"
 #include "base/text.h"
 #include "formats/hf_folder.h"
+#include "train/float_types.h"
 
 namespace amoeba::train {
 
@@ -186,11 +187,10 @@ class Source {
   }
 
   at::ScalarType plain_dtype(const TensorEntry& entry) const {
-    if (entry.dtype == "F32") return at::kFloat;
-    if (entry.dtype == "BF16") return at::kBFloat16;
-    if (entry.dtype == "F16") return at::kHalf;
-    fail(ErrorKind::kData, cat("'", folder_, "': tensor '", entry.name, "' is ", entry.dtype,
-                               ", want F32, BF16, F16", fp8_ ? " or a matrix of F8_E4M3" : ""));
+    const FloatType* type = find_float_type(&FloatType::stored, entry.dtype);
+    AMOEBA_CHECK_KIND(kData, type != nullptr, "'", folder_, "': tensor '", entry.name, "' is ",
+                      entry.dtype, ", want F32, BF16, F16", fp8_ ? " or a matrix of F8_E4M3" : "");
+    return type->type;
   }
 
   // [rows, columns] in blocks of 128 x 128, `<name>_scale_inv` [blocks of rows, blocks of columns].

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "amoeba/error.h"
+#include "train/float_types.h"
 
 namespace amoeba::train {
 
@@ -15,12 +16,6 @@ std::vector<AttachedFile> read_tokenizer_files(FileSystem& files, const std::str
   const std::string path = parent_folder(name) + "/" + beside;
   if (files.exists(path)) attached.push_back({beside, files.read(path)});
   return attached;
-}
-
-at::ScalarType export_type(const std::string& name) {
-  if (name == "bfloat16") return at::kBFloat16;
-  if (name == "float16") return at::kHalf;
-  return at::kFloat;
 }
 
 int64_t tensor_bytes(const CheckpointContent& content) {
@@ -47,7 +42,9 @@ void CheckpointSaver::start(int64_t step, int64_t tokens_seen) {
   const CheckpointSection& checkpoint = setup_.config.checkpoint;
   SnapshotOptions options;
   options.weights_only = checkpoint.last_save_model_only && step == setup_.config.training.steps;
-  if (options.weights_only) options.dtype = export_type(checkpoint.export_dtype);
+  if (options.weights_only) {
+    options.dtype = find_float_type(&FloatType::name, checkpoint.export_dtype)->type;
+  }
   options.copy = checkpoint.async_mode == "async";
   clock_ = {};
   take_snapshot(snapshot_, setup_, guard_, schema_, step, tokens_seen, options);

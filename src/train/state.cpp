@@ -3,10 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
-#include <optional>
 #include <unordered_map>
 
 #include "amoeba/error.h"
+#include "train/float_types.h"
 
 namespace amoeba::train {
 
@@ -18,24 +18,10 @@ std::string shape_text(at::IntArrayRef shape) {
 
 namespace {
 
-struct TypeName {
-  const char* name;
-  at::ScalarType type;
-};
-constexpr TypeName kTypes[] = {{"F32", at::kFloat}, {"BF16", at::kBFloat16}, {"F16", at::kHalf}};
-
-std::string dtype_name(at::ScalarType type) {
-  for (const TypeName& known : kTypes) {
-    if (known.type == type) return known.name;
-  }
-  AMOEBA_ASSERT(false);
-}
-
-std::optional<at::ScalarType> parse_dtype(const std::string& name) {
-  for (const TypeName& known : kTypes) {
-    if (known.name == name) return known.type;
-  }
-  return std::nullopt;
+std::string stored_name(at::ScalarType scalar_type) {
+  const FloatType* type = find_float_type(&FloatType::type, scalar_type);
+  AMOEBA_ASSERT(type != nullptr);
+  return std::string(type->stored);
 }
 
 }  // namespace
@@ -75,7 +61,7 @@ std::vector<formats::TensorEntry> to_entries(const std::vector<NamedTensor>& ten
     }
     entries.push_back(
         {tensors[i].name,
-         dtype_name(tensor.scalar_type()),
+         stored_name(tensor.scalar_type()),
          tensor.sizes().vec(),
          {static_cast<const std::byte*>(storage[i].const_data_ptr()), storage[i].nbytes()}});
   }
@@ -91,13 +77,13 @@ void load_entries(const std::vector<formats::TensorEntry>& entries,
     AMOEBA_CHECK_KIND(kData, found != by_name.end(), source, ": tensor '", named.name,
                       "' is missing; was the checkpoint made with another model configuration?");
     const formats::TensorEntry& entry = *found->second;
-    const std::optional<at::ScalarType> type = parse_dtype(entry.dtype);
-    AMOEBA_CHECK_KIND(kData, type && named.tensor.sizes() == entry.shape, source, ": tensor '",
-                      named.name, "' is ", entry.dtype, " ", shape_text(entry.shape), ", want F32 ",
-                      shape_text(named.tensor.sizes()),
+    const FloatType* type = find_float_type(&FloatType::stored, entry.dtype);
+    AMOEBA_CHECK_KIND(kData, type != nullptr && named.tensor.sizes() == entry.shape, source,
+                      ": tensor '", named.name, "' is ", entry.dtype, " ", shape_text(entry.shape),
+                      ", want F32 ", shape_text(named.tensor.sizes()),
                       "; was the checkpoint made with another model configuration?");
     const at::Tensor view = at::from_blob(const_cast<std::byte*>(entry.data.data()), entry.shape,
-                                          at::TensorOptions(*type));
+                                          at::TensorOptions(type->type));
     at::Tensor(named.tensor).copy_(view);
     by_name.erase(found);
   }
