@@ -29,7 +29,7 @@ void check_run_config(const Value& document) {
 }
 
 template <Value (*parse)(std::string_view, std::string_view)>
-bool run(const std::string& data) {
+bool run(std::string_view data) {
   try {
     const Value document = parse(data, "fuzz");
     check_document(document);

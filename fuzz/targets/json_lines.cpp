@@ -10,16 +10,15 @@ namespace amoeba::fuzz {
 
 namespace {
 
-std::vector<std::string> texts_of(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/f.jsonl", data);
+std::vector<std::string> texts_of(std::string_view data) {
+  InputFiles files({{"/f.jsonl", data}});
   const formats::TextDocuments documents(files, "/f.jsonl", "");
   std::vector<std::string> texts;
   for (int64_t i = 0; i < documents.size(); ++i) texts.push_back(documents.text(i));
   return texts;
 }
 
-bool run_texts(const std::string& data) {
+bool run_texts(std::string_view data) {
   std::vector<std::string> texts;
   try {
     texts = texts_of(data);
@@ -48,7 +47,7 @@ std::string lines_of(const train::RunHistory& history) {
   return text;
 }
 
-bool run_metrics(const std::string& data) {
+bool run_metrics(std::string_view data) {
   train::RunHistory history;
   try {
     history = train::parse_metrics(data, "f");

@@ -8,9 +8,8 @@ namespace amoeba::fuzz {
 
 namespace {
 
-bool run(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/t.json", data);
+bool run(std::string_view data) {
+  InputFiles files({{"/t.json", data}});
   std::unique_ptr<formats::Tokenizer> tokenizer;
   std::vector<int32_t> ids;
   const std::string text = "ab  abc é cab\n<tool>a<|endoftext|> \xff a<s>";

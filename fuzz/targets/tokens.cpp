@@ -57,17 +57,16 @@ void write_all(FileSystem& files, const std::string& prefix, const Read& read) {
 }
 
 template <TokenArray (*open)(FileSystem&, const std::string&)>
-bool run(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/f", data);  // .npy and llm.c
-  put(files, "/f.idx", data);
-  put(files, "/f.bin", std::string("\1\0\2\0\3\0\4\0\5\0\6\0\7\0\1\0", 16));
+bool run(std::string_view data) {
+  constexpr std::string_view kTokens("\1\0\2\0\3\0\4\0\5\0\6\0\7\0\1\0", 16);
+  InputFiles input({{"/f", data}, {"/f.idx", data}, {"/f.bin", kTokens}});
   Read read;
   try {
-    read = read_all(open(files, "/f"));
+    read = read_all(open(input, "/f"));
   } catch (const Error&) {
     return false;
   }
+  test::MemoryFileSystem files;
   write_all(files, "/again", read);
   expect_same(read_all(formats::read_indexed_tokens(files, "/again")) == read, "the tokens");
   return true;
