@@ -19,6 +19,8 @@ struct Target {
   // Whether the bytes were accepted. Refusing is throwing amoeba::Error, inside; what escapes is a
   // defect.
   bool (*run)(std::string_view data);
+  // Reads and no more: what reading costs.
+  void (*read)(std::string_view data);
   std::vector<std::string> (*seeds)();  // small files that are accepted
 };
 

@@ -40,6 +40,12 @@ bool run(std::string_view data) {
   }
 }
 
+template <Value (*parse)(std::string_view, std::string_view)>
+void read(std::string_view data) {
+  train::RunConfig config;
+  train::make_schema(config).apply(parse(data, "fuzz"), "fuzz");
+}
+
 std::vector<std::string> toml_seeds() {
   return {
       "[model]\ndim = 64\nrope_theta = 1e4\ntie_embeddings = false\n[data]\npath = [\"a\", 'b']\n"
@@ -58,7 +64,9 @@ std::vector<std::string> json_seeds() {
 
 }  // namespace
 
-extern const Target kConfigToml{"config_toml", run<formats::parse_toml>, toml_seeds};
-extern const Target kConfigJson{"config_json", run<formats::parse_json>, json_seeds};
+extern const Target kConfigToml{"config_toml", run<formats::parse_toml>, read<formats::parse_toml>,
+                                toml_seeds};
+extern const Target kConfigJson{"config_json", run<formats::parse_json>, read<formats::parse_json>,
+                                json_seeds};
 
 }  // namespace amoeba::fuzz

@@ -34,6 +34,11 @@ struct Settings {
   formats::Schema schema;
 };
 
+void read_config(std::string_view data) {
+  InputFiles files({{"/f/config.json", data}});
+  Settings::read(files);
+}
+
 bool run_config(std::string_view data) {
   InputFiles files({{"/f/config.json", data}});
   std::unique_ptr<const Settings> settings;
@@ -106,7 +111,7 @@ std::vector<formats::TensorEntry> tensors_of(const formats::HfWeights& weights) 
 }
 
 // The bytes are an index and two shards with a line "--" between; shards left out are sound.
-bool run_weights(std::string_view data) {
+InputFiles folder_of(std::string_view data) {
   static const std::string kShards[] = {shard("a"), shard("b")};
   std::string_view parts[] = {data, kShards[0], kShards[1]};
   for (size_t i = 0; i < 2; ++i) {
@@ -115,9 +120,18 @@ bool run_weights(std::string_view data) {
     parts[i + 1] = parts[i].substr(cut + kCut.size());
     parts[i] = parts[i].substr(0, cut);
   }
-  InputFiles input({{"/f/model.safetensors.index.json", parts[0]},
-                    {"/f/a.safetensors", parts[1]},
-                    {"/f/b.safetensors", parts[2]}});
+  return InputFiles({{"/f/model.safetensors.index.json", parts[0]},
+                     {"/f/a.safetensors", parts[1]},
+                     {"/f/b.safetensors", parts[2]}});
+}
+
+void read_weights(std::string_view data) {
+  InputFiles input = folder_of(data);
+  formats::open_hf_weights(input, "/f");
+}
+
+bool run_weights(std::string_view data) {
+  InputFiles input = folder_of(data);
   formats::HfWeights weights;
   try {
     weights = formats::open_hf_weights(input, "/f");
@@ -143,7 +157,7 @@ std::vector<std::string> weights_seeds() {
 
 }  // namespace
 
-extern const Target kHfConfig{"hf_config", run_config, config_seeds};
-extern const Target kHfWeights{"hf_weights", run_weights, weights_seeds};
+extern const Target kHfConfig{"hf_config", run_config, read_config, config_seeds};
+extern const Target kHfWeights{"hf_weights", run_weights, read_weights, weights_seeds};
 
 }  // namespace amoeba::fuzz

@@ -33,6 +33,12 @@ bool run_texts(std::string_view data) {
   return true;
 }
 
+void read_texts(std::string_view data) {
+  InputFiles files({{"/f.jsonl", data}});
+  const formats::TextDocuments documents(files, "/f.jsonl", "");
+  for (int64_t i = 0; i < documents.size(); ++i) documents.text(i);
+}
+
 // Roll-backs before the steps, which they would take away again.
 std::string lines_of(const train::RunHistory& history) {
   std::string text;
@@ -59,6 +65,8 @@ bool run_metrics(std::string_view data) {
   train::render_report(history, {.title = "fuzz"});
   return true;
 }
+
+void read_metrics(std::string_view data) { train::parse_metrics(data, "f"); }
 
 std::vector<std::string> text_seeds() {
   return {"{\"text\": \"one \\u00e9\\n\"}\n\n{\"id\": 3, \"text\": \"two\", \"x\": [1, {}]}\r\n",
@@ -93,7 +101,7 @@ std::vector<std::string> metrics_seeds() {
 
 }  // namespace
 
-extern const Target kJsonLines{"json_lines", run_texts, text_seeds};
-extern const Target kMetrics{"metrics", run_metrics, metrics_seeds};
+extern const Target kJsonLines{"json_lines", run_texts, read_texts, text_seeds};
+extern const Target kMetrics{"metrics", run_metrics, read_metrics, metrics_seeds};
 
 }  // namespace amoeba::fuzz

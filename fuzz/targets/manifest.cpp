@@ -68,12 +68,26 @@ void check_state(const Value& state) {
   }
 }
 
-bool run(std::string_view data) {
+std::string sealed(std::string_view data) {
   const std::string hash = xxh3_128_hex(std::as_bytes(std::span(data)));
-  const std::string manifest = cat(data, kTail, hash, "\"\n}\n");
+  return cat(data, kTail, hash, "\"\n}\n");
+}
+
+InputFiles files_of(const std::string& manifest) {
   std::vector<std::pair<std::string, std::string_view>> parts = {{"/c/manifest.json", manifest}};
   for (const auto& [name, content] : sample().shards) parts.emplace_back("/c/" + name, content);
-  InputFiles input(std::move(parts));
+  return InputFiles(std::move(parts));
+}
+
+void read(std::string_view data) {
+  const std::string manifest = sealed(data);
+  InputFiles input = files_of(manifest);
+  train::load_checkpoint(input, "/c");
+}
+
+bool run(std::string_view data) {
+  const std::string manifest = sealed(data);
+  InputFiles input = files_of(manifest);
   Checkpoint checkpoint;
   try {
     train::summarize_checkpoint(input, "/c");
@@ -113,6 +127,6 @@ std::vector<std::string> seeds() { return {sample().manifest}; }
 
 }  // namespace
 
-extern const Target kManifest{"manifest", run, seeds};
+extern const Target kManifest{"manifest", run, read, seeds};
 
 }  // namespace amoeba::fuzz

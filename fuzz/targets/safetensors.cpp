@@ -13,11 +13,17 @@ bool same(const SafetensorsFile& a, const SafetensorsFile& b) {
   return a.metadata == b.metadata && same_tensors(a.tensors, b.tensors);
 }
 
-bool run(std::string_view data) {
+SafetensorsFile read_file(std::string_view data) {
   InputFiles input({{"f", data}});
+  return formats::read_safetensors(input, "f");
+}
+
+void read(std::string_view data) { read_file(data); }
+
+bool run(std::string_view data) {
   SafetensorsFile file;
   try {
-    file = formats::read_safetensors(input, "f");
+    file = read_file(data);
   } catch (const Error&) {
     return false;
   }
@@ -39,6 +45,6 @@ std::vector<std::string> seeds() {
 
 }  // namespace
 
-extern const Target kSafetensors{"safetensors", run, seeds};
+extern const Target kSafetensors{"safetensors", run, read, seeds};
 
 }  // namespace amoeba::fuzz
