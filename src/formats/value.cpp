@@ -39,6 +39,7 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 constexpr int kMaxDotsInLine = 1000;
+constexpr size_t kMaxDigits = 4096;
 constexpr size_t kMaxTomlBytes = 1 << 18;  // a node of the library takes 70 bytes and more
 
 struct Position {
@@ -73,6 +74,21 @@ std::string one_line(std::string_view text) {
 }
 
 // ---- JSON ---------------------------------------------------------------------------------------
+
+// A number too large for double is an error whose message the library builds of a dozen copies.
+void check_digits(std::string_view text, std::string_view name) {
+  size_t num_digits = 0;
+  bool in_string = false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '"') in_string = !in_string;
+    if (text[at] == '\\') ++at;  // only strings have it
+    const bool is_digit = !in_string && at < text.size() && text[at] >= '0' && text[at] <= '9';
+    num_digits = is_digit ? num_digits + 1 : 0;
+    if (num_digits > kMaxDigits) {
+      fail_at(name, position_of(text, at), cat("a number of more than ", kMaxDigits, " digits"));
+    }
+  }
+}
 
 // Iterator over the text that leaves its position where the event handler can read it: nlohmann's
 // events carry none.
@@ -219,6 +235,7 @@ class JsonBuilder final : public nlohmann::json_sax<nlohmann::json> {
 
 Value build_json(std::string_view text, std::string_view name, int64_t max_values,
                  std::optional<std::string_view> only_key) {
+  check_digits(text, name);
   const char* position = text.data();
   JsonBuilder builder(text, name, position, max_values, only_key);
   const TrackedIterator begin{text.data(), &position};
