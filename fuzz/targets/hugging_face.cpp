@@ -23,6 +23,7 @@ struct Settings {
       }
     }
     schema.check();
+    config.training.seq_len = 2;  // any model has that context
     train::check_config(config);
   }
   static train::HfConfig read(FileSystem& files) {

@@ -124,7 +124,7 @@ void apply_behavior(Behavior behavior, std::vector<Range>& ranges) {
 // replacements that double a text one after another, any memory.
 constexpr size_t kMaxSteps = 64;
 constexpr size_t kMaxPrependBytes = 64;
-constexpr size_t kMaxGrowth = 64;
+constexpr size_t kMaxGrowth = 16;
 
 // Counts steps and the factor by which they can lengthen a text.
 class Budget {

@@ -137,6 +137,9 @@ std::vector<std::string> tokenizer_files() {
                 repeated(word, 500'000), ""),
       tokenizer("", "", "", R"({"type":"Replace","pattern":{"String":"▁"},"content":" "},)",
                 long_word, ""),
+      tokenizer("", "", "",
+                R"({"type":"Replace","pattern":{"String":"a"},"content":"bbbbbbbbbbbbbbbb"},)",
+                "\"" + std::string(900'000, 'a') + "\":3,", ""),
       tokenizer("", R"({"type":"Prepend","prepend":")" + std::string(400'000, 'x') + "\"},", "", "",
                 "", "")
           .insert(17, repeated(added, 400'000)),
@@ -279,7 +282,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Limit{"config_json", [] { return json_between("", ""); }, 12'000, 5},
                     Limit{"safetensors", safetensors_files, 64, 7},
                     Limit{"manifest", manifest_files, 64, 24},
-                    Limit{"tokenizer", tokenizer_files, 2'000, 32},
+                    Limit{"tokenizer", tokenizer_files, 2'000, 48},
                     Limit{"token_index", index_files, 64, 2}, Limit{"token_npy", npy_files, 64, 0},
                     Limit{"token_llmc", llmc_files, 64, 0}, Limit{"json_lines", line_files, 64, 5},
                     Limit{"metrics", metrics_files, 64, 24},

@@ -274,12 +274,12 @@ TEST(HostileFiles, Tokenizer) {
   };
   const std::string doubled = replace(R"({"String":"a"})", "aa");
   expect_refusals(
-      {{"decoders that double", with_decoders(repeated(doubled, 7)), "more than 64 times as long"},
-       {"normalizers that double", with_steps("normalizer", "normalizers", repeated(doubled, 7)),
-        "more than 64 times as long"},
+      {{"decoders that double", with_decoders(repeated(doubled, 5)), "more than 16 times as long"},
+       {"normalizers that double", with_steps("normalizer", "normalizers", repeated(doubled, 5)),
+        "more than 16 times as long"},
        {"a pattern that lengthens",
-        with_steps("normalizer", "normalizers", replace(R"({"Regex":"a"})", std::string(64, 'b'))),
-        "more than 64 times as long"},
+        with_steps("normalizer", "normalizers", replace(R"({"Regex":"a"})", std::string(16, 'b'))),
+        "more than 16 times as long"},
        {"a prefix without end",
         with_steps("normalizer", "normalizers",
                    R"({"type":"Prepend","prepend":")" + std::string(65, 'a') + "\"},"),
