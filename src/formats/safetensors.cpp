@@ -102,7 +102,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
     if (place_ == Place::kRoot) {
       name_ = std::move(text);
       if (name_ != "__metadata__") return true;
-      if (has_metadata_) refuse("'__metadata__' appears twice");
+      if (has_metadata_) refuse("tensor '__metadata__' appears twice");
       has_metadata_ = true;
     } else if (place_ == Place::kMetadata) {
       if (!metadata_keys_.insert(text).second)

@@ -273,7 +273,7 @@ TEST_P(Limits, OfAHostileMegabyte) {
     ++index;
   }
   std::cout << GetParam().target << ": at most " << most / 1024 << " KiB and " << slowest
-            << " s for 1,000,000 bytes\n";
+            << " s\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -282,7 +282,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Limit{"config_json", [] { return json_between("", ""); }, 12'000, 5},
                     Limit{"safetensors", safetensors_files, 64, 7},
                     Limit{"manifest", manifest_files, 64, 24},
-                    Limit{"tokenizer", tokenizer_files, 2'000, 48},
+                    Limit{"tokenizer", tokenizer_files, 2'000, 56},
                     Limit{"token_index", index_files, 64, 2}, Limit{"token_npy", npy_files, 64, 0},
                     Limit{"token_llmc", llmc_files, 64, 0}, Limit{"json_lines", line_files, 64, 5},
                     Limit{"metrics", metrics_files, 64, 24},
