@@ -142,6 +142,13 @@ TEST(HfConfig, RefusesWhatItCannotExpress) {
        "num_hidden_layers is 2000000000, want 1 to 10000"},
       {with(kOriginGrouped, R"("moe_intermediate_size": 20)", R"("moe_intermediate_size": 0)"),
        "moe_intermediate_size is 0, want 1 to"},
+      // Zeros that would mean another value here.
+      {with(kOriginLatent, R"("latent_norm_eps": 1e-5)", R"("latent_norm_eps": 0.0)"),
+       "latent_norm_eps is 0.0, want more than 0"},
+      {with(kLlama, R"("vocab_size": 300)", R"("vocab_size": 0)"), "vocab_size is 0, want 1 to"},
+      {with(kMixtral, R"("head_dim": 10)", R"("head_dim": 0)"), "head_dim is 0, want 1 to"},
+      {with(kLlama, R"("max_position_embeddings": 64)", R"("max_position_embeddings": 0)"),
+       "max_position_embeddings is 0, want 1 to"},
       {cat(kQwen3, R"(, "layer_types": "full_attention")"), "layer_types is \"full_attention\""},
       {cat(kMixtral, R"(, "attention_sinks": 4)"), "unknown key 'attention_sinks' (4)"},
       {cat(kMixtral, R"(, "hidden_act": "gelu")"), "hidden_act is \"gelu\", want 'silu'"},

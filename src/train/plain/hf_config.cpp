@@ -86,8 +86,8 @@ class Keys {
                       number, ", want ", minimum, " to ", maximum);
     return number;
   }
-  int64_t integer_or(std::string_view key, int64_t absent) {
-    return find(key) == nullptr ? absent : integer(key);
+  int64_t integer_or(std::string_view key, int64_t absent, int64_t minimum = 0) {
+    return find(key) == nullptr ? absent : integer(key, minimum);
   }
   double number(std::string_view key) {
     find(key);
@@ -187,7 +187,7 @@ class Reader {
     dim_ = keys_.integer("hidden_size");
     num_layers_ = keys_.integer("num_hidden_layers", 1, kMaxLayers);
     num_heads_ = keys_.integer("num_attention_heads", 1);
-    set("vocab_size", "model.vocab_size", keys_.integer("vocab_size"));
+    set("vocab_size", "model.vocab_size", keys_.integer("vocab_size", 1));
     set("hidden_size", "model.dim", dim_);
     set("num_hidden_layers", "model.num_layers", num_layers_);
     set("num_attention_heads", "model.num_heads", num_heads_);
@@ -206,7 +206,7 @@ class Reader {
     set("num_key_value_heads", "model.num_kv_heads",
         keys_.integer_or("num_key_value_heads", num_heads_));
     const bool is_qwen3 = is(HfFamily::kQwen3);
-    const int64_t head_dim = keys_.integer_or("head_dim", is_qwen3 ? 128 : dim_ / num_heads_);
+    const int64_t head_dim = keys_.integer_or("head_dim", is_qwen3 ? 128 : dim_ / num_heads_, 1);
     set("head_dim", "model.head_dim", head_dim);
     const int64_t window = is(HfFamily::kMixtral) ? keys_.integer_or("sliding_window", 0) : 0;
     set("sliding_window", "model.sliding_window", window);
@@ -253,6 +253,7 @@ class Reader {
     keys_.expect("rope_interleave", true);
     // Their classes norm the latents with 1e-6 whatever rms_norm_eps says.
     const double eps = is(HfFamily::kOriginLatent) ? keys_.number("latent_norm_eps") : 1e-6;
+    if (eps <= 0.0) keys_.refuse("latent_norm_eps", "more than 0");
     set(is(HfFamily::kOriginLatent) ? "latent_norm_eps" : "model_type", "model.latent_norm_eps",
         eps);
   }
@@ -398,7 +399,7 @@ class Reader {
   // Frequencies and the length that the model is meant for. transformers 5 keeps both in
   // rope_parameters, before it rope_theta stood beside rope_scaling.
   void read_rotation() {
-    const int64_t context = keys_.integer("max_position_embeddings");
+    const int64_t context = keys_.integer("max_position_embeddings", 1);
     const char* key = keys_.find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
     const Value* scaling = keys_.find(key);
     if (key == std::string_view("rope_parameters")) {
