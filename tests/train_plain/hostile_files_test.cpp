@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "amoeba/error.h"
 #include "base/hash.h"
 #include "formats/safetensors.h"
 #include "formats/text_documents.h"
@@ -117,9 +118,10 @@ TEST(HostileFiles, Safetensors) {
        "shape holds 1e2, want an integer"},
       {"nested shape", safetensors(one_tensor("F32", nested(5000), "[0,4]"), 4),
        "shape holds an array, want integers"},
-      {"65 dimensions", safetensors(one_tensor("F32", "[" + repeated("1,", 64) + "1]", "[0,4]"), 4),
+      {"65 dimensions",
+       safetensors(one_tensor("F32", cat("[", repeated("1,", 64), "1]"), "[0,4]"), 4),
        "shape has more than 64 dimensions"},
-      {"metadata without end", safetensors("{\"__metadata__\":{" + many_members(4097) + "}}", 0),
+      {"metadata without end", safetensors(cat("{\"__metadata__\":{", many_members(4097), "}}"), 0),
        "__metadata__: more than 4096 keys"},
       {"metadata twice", safetensors(R"({"__metadata__":{},"__metadata__":{}})", 0),
        "'__metadata__' appears twice"},
@@ -146,8 +148,9 @@ TEST(HostileFiles, Json) {
       {"duplicate key", R"({"a":1,"a":2})", "duplicate key 'a'"},
       {"too deep", nested(65), "nested deeper than 64"},
       {"far too deep", nested(1'000'000), "nested deeper than 64"},
-      {"values without end", "[" + repeated("0,", 65536) + "0]", "more than 65536 values"},
-      {"digits without end", "[" + repeated("1", 4097) + "]", "a number of more than 4096 digits"},
+      {"values without end", cat("[", repeated("0,", 65536), "0]"), "more than 65536 values"},
+      {"digits without end", cat("[", repeated("1", 4097), "]"),
+       "a number of more than 4096 digits"},
       {"integer that wraps", R"({"a":18446744073709551616})", "is outside the range of 64 bits"},
       {"NaN", R"({"a":NaN})", "invalid literal"},
       {"text behind", "{} {}", "expected end of input"},
@@ -262,15 +265,15 @@ TEST(HostileFiles, Tokenizer) {
   expect_refusals(cases, "/f.json", formats::load_tokenizer_json);
 
   const auto with_decoders = [](const std::string& decoders) {
-    return R"({"decoder":{"type":"Sequence","decoders":[)" + decoders + R"({"type":"Fuse"}]}})";
+    return cat(R"({"decoder":{"type":"Sequence","decoders":[)", decoders, R"({"type":"Fuse"}]}})");
   };
   const auto with_steps = [](const std::string& what, const std::string& list,
                              const std::string& steps) {
-    return "{\"" + what + R"(":{"type":"Sequence",")" + list + "\":[" + steps +
-           R"({"type":"NFC"}]},"decoder":{"type":"Fuse"}})";
+    return cat("{\"", what, R"(":{"type":"Sequence",")", list, "\":[", steps,
+               R"({"type":"NFC"}]},"decoder":{"type":"Fuse"}})");
   };
   const auto replace = [](const std::string& pattern, const std::string& content) {
-    return R"({"type":"Replace","pattern":)" + pattern + R"(,"content":")" + content + "\"},";
+    return cat(R"({"type":"Replace","pattern":)", pattern, R"(,"content":")", content, "\"},");
   };
   const std::string doubled = replace(R"({"String":"a"})", "aa");
   expect_refusals(
@@ -282,7 +285,7 @@ TEST(HostileFiles, Tokenizer) {
         "more than 16 times as long"},
        {"a prefix without end",
         with_steps("normalizer", "normalizers",
-                   R"({"type":"Prepend","prepend":")" + std::string(65, 'a') + "\"},"),
+                   cat(R"({"type":"Prepend","prepend":")", std::string(65, 'a'), "\"},")),
         "prepend has 65 bytes, want at most 64"},
        {"decoders without end", with_decoders(repeated(R"({"type":"Fuse"},)", 64)),
         "decoder: more than 64 steps"},
