@@ -770,7 +770,7 @@ class JsonTokenizer final : public Tokenizer {
 std::string configured_end(FileSystem& files, const std::string& path) {
   const std::string config = parent_folder(path) + "/tokenizer_config.json";
   if (!files.exists(config)) return "";
-  const Value root = parse_json(files.read(config), config);
+  const Value root = parse_json_member(files.read(config), config, "eos_token");
   const Value* token = root.find("eos_token");
   if (token == nullptr || token->get_if<std::monostate>() != nullptr) return "";
   if (const auto* text = token->get_if<std::string>()) return *text;
