@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Every test of the CPU, those of the engine too, under the address, leak and undefined-behaviour
+# sanitizers, in build/sanitize; `make test` does the layers without LibTorch. Usage:
+#   sanitize.sh [CTEST_ARGUMENT...]   e.g. sanitize.sh -R '^nn$'
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+scripts/setup.sh
+test_sanitized build/sanitize -- "$@"
