@@ -50,18 +50,11 @@ build() {
   say "built $folder in $((SECONDS - started)) s"
 }
 
-# test_sanitized FOLDER OPTION... [-- CTEST_ARGUMENT...]: builds everything there and runs its tests under
-# the address, leak and undefined-behaviour sanitizers, which halt on the first report.
+# test_sanitized FOLDER CTEST_ARGUMENT...: under the address, leak and undefined-behaviour sanitizers,
+# which halt on the first report.
 test_sanitized() {
-  local folder=$1 options=()
+  local folder=$1
   shift
-  while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    options+=("$1")
-    shift
-  done
-  shift $(($# > 0 ? 1 : 0))
-  configure "$folder" -DAMOEBA_SANITIZE=ON "${options[@]}"
-  build "$folder"
   LSAN_OPTIONS="suppressions=$PWD/scripts/leaks.txt:print_suppressions=0" UBSAN_OPTIONS=print_stacktrace=1 \
     .venv/bin/ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@"
 }

@@ -4,4 +4,6 @@
 #   sanitize.sh [CTEST_ARGUMENT...]   e.g. sanitize.sh -R '^nn$'
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 scripts/setup.sh
-test_sanitized build/sanitize -- "$@"
+configure build/sanitize -DAMOEBA_SANITIZE=ON
+build build/sanitize
+test_sanitized build/sanitize "$@"

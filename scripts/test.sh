@@ -32,7 +32,9 @@ fi
 scripts/build.sh
 
 say "layers without LibTorch, under address and undefined-behaviour sanitizers"
-test_sanitized build/asan -DAMOEBA_ENGINE=OFF
+configure build/asan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE=ON
+build build/asan
+test_sanitized build/asan
 
 say "work on two threads, under the thread sanitizer"
 configure build/tsan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE_THREADS=ON
