@@ -66,6 +66,32 @@ class Values(unittest.TestCase):
                 drawn = functools.partial(support.drawn_plain_errors, case, torch.float32, dy)
                 support.assert_rows(self, run(case, inputs, dy, save="nothing"), plain, exact, drawn)
 
+    def test_backward_clears_no_memory(self):
+        case = support.CASES[0]
+        (x, scores, gate_up, down), _ = support.pack(support.make_inputs(case, torch.float32))
+        y = amoeba.experts(x, support.ids_of(case), scores, gate_up, down)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        try:
+            with torch.autograd.profiler.profile() as profile:
+                y.backward(make_dy(case, torch.float32))
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+        names = {event.name for event in profile.function_events}
+        self.assertIn("amoeba::experts_backward", names)
+        self.assertNotIn("aten::zeros", names)
+
+    def test_no_gradient_of_the_output_gives_none(self):
+        class Cut(torch.autograd.Function):
+            forward = staticmethod(lambda ctx, y: y.sum())
+            backward = staticmethod(lambda ctx, _: None)
+
+        case = support.CASES[0]
+        inputs = support.make_inputs(case, torch.float32)
+        (x, scores, gate_up, down), _ = support.pack(inputs)
+        Cut.apply(amoeba.experts(x, support.ids_of(case), scores, gate_up, down)).backward()
+        self.assertEqual([name for name, tensor in inputs.items() if tensor.grad is not None], [])
+
     def test_threads_change_no_bit(self):
         case = support.Case("many", tuple((i % 5, (i * 3 + 1) % 5) for i in range(97)), model_dim=33, hidden_dim=17)
         inputs, dy = support.make_inputs(case, torch.float32), make_dy(case, torch.float32)
