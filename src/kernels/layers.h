@@ -1,7 +1,7 @@
 // What a GPU computes of a layer around its products, each in one pass over memory: the root-mean-
-// square norm, SwiGLU, cross entropy. Every array is contiguous and on the device, work is queued
-// on `stream`, sums are fp32 and in a fixed order. dtype is fp32, fp16 or bf16; no count is too
-// small, 0 included.
+// square norm, rotary positions, SwiGLU, cross entropy. Every array is contiguous and on the
+// device, work is queued on `stream`, sums are fp32 and in a fixed order. dtype is fp32, fp16 or
+// bf16; no count is too small, 0 included.
 //
 // Legend: T rows, D their width, H expert hidden width, V vocabulary.
 #pragma once
@@ -33,6 +33,23 @@ struct RmsNormGradient {
 };
 int64_t rms_norm_scratch(int64_t num_rows);
 void rms_norm_backward(const RmsNorm& norm, const RmsNormGradient& gradient, Stream stream);
+
+// y = x with the last 2 `half` values of each head turned pairwise by the angles of its token's
+// position, times `direction` (1 or -1); NaN for a position outside the table. The width of a head
+// and of what is turned are multiples of 8, x and y are aligned to 16 bytes.
+struct Rope {
+  DType dtype = DType::kF32;  // of x, y
+  const void* x = nullptr;    // [T, heads, width]
+  int64_t num_tokens = 0;
+  int64_t num_heads = 0;
+  int64_t width = 0;
+  const float* cos = nullptr;  // [num_positions, half]
+  const float* sin = nullptr;
+  int64_t num_positions = 0;
+  int64_t half = 0;
+  const int64_t* positions = nullptr;  // [T]
+};
+void rope(const Rope& rope, float direction, void* y, Stream stream);
 
 // y [T, H] = silu(gate) up, gate_up [T, 2H] with gate in the first H columns.
 struct SwiGlu {

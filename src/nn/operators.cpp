@@ -138,6 +138,20 @@ at::Tensor card_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
       .call(dy, x, weight, rstd, if_defined(passed), dweight);
 }
 
+bool has_card_rope(const at::Tensor& x, int64_t turned) {
+  constexpr int64_t kAccess = 16, kPiece = 8;  // bytes, values
+  const auto address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  return x.size(2) % kPiece == 0 && turned % kPiece == 0 && address % kAccess == 0 &&
+         has_card_layers(x);
+}
+
+at::Tensor card_rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                     const at::Tensor& positions, double direction) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const at::Tensor&, double);
+  return find<Signature>("amoeba::rope").call(x, cos, sin, positions, direction);
+}
+
 at::Tensor card_swiglu(const at::Tensor& gate_up) {
   return find<at::Tensor(const at::Tensor&)>("amoeba::swiglu_forward").call(gate_up);
 }

@@ -79,6 +79,10 @@ OperatorNorm card_rms_norm(const at::Tensor& x, const at::Tensor& weight, double
 at::Tensor card_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
                                   const at::Tensor& weight, const at::Tensor& rstd,
                                   const at::Tensor& passed, at::Tensor& dweight);
+// Whether card_rope takes heads of x of which the last `turned` values are turned.
+bool has_card_rope(const at::Tensor& x, int64_t turned);
+at::Tensor card_rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                     const at::Tensor& positions, double direction);
 at::Tensor card_swiglu(const at::Tensor& gate_up);
 at::Tensor card_swiglu_backward(const at::Tensor& dy, const at::Tensor& gate_up);
 // Losses [T] fp32; writes softmax - one hot to dlogits (may be undefined).

@@ -72,6 +72,29 @@ void rms_norm_backward(StableIValue* stack, uint64_t, uint64_t) {
   write_results(stack, dx);
 }
 
+// x [T, heads, width]
+void rope(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* kName = "rope";
+  StackReader reader(stack);
+  const auto x = reader.read<Tensor>(), cos = reader.read<Tensor>(), sin = reader.read<Tensor>(),
+             positions = reader.read<Tensor>();
+  const auto direction = reader.read<double>();
+  check(kName, "x", x, {kTypes, {kAny, kAny, kAny}}, x);
+  check(kName, "cos", cos, {{DType::kF32}, {kAny, kAny}}, x);
+  check(kName, "sin", sin, {{DType::kF32}, shape_of(cos)}, x);
+  check(kName, "positions", positions, {{DType::kI64}, {x.size(0)}}, x);
+  const int64_t width = x.size(2), turned = 2 * cos.size(1);
+  AMOEBA_CHECK(width % 8 == 0 && turned % 8 == 0 && turned <= width, "rope: heads are ", width,
+               " wide and ", turned, " of it turned, want multiples of 8");
+  const Guard guard(x.get_device_index());
+  const DType dtype = dtype_of(kName, "x", x);
+  const Tensor y = new_tensor(x, shape_of(x), dtype);
+  cuda::rope({dtype, data(x), x.size(0), x.size(1), width, data<const float>(cos),
+              data<const float>(sin), cos.size(0), cos.size(1), data<const int64_t>(positions)},
+             static_cast<float>(direction), data(y), current_stream());
+  write_results(stack, y);
+}
+
 // gate_up [T, 2H]
 cuda::SwiGlu read_swiglu(const char* operation, const Tensor& gate_up) {
   check(operation, "gate_up", gate_up, {kTypes, {kAny, kAny}}, gate_up);
@@ -125,6 +148,7 @@ void cross_entropy(StableIValue* stack, uint64_t, uint64_t) {
 STABLE_TORCH_LIBRARY_IMPL(amoeba, CUDA, library) {
   library.impl("rms_norm_forward", rms_norm_forward);
   library.impl("rms_norm_backward", rms_norm_backward);
+  library.impl("rope", rope);
   library.impl("swiglu_forward", swiglu_forward);
   library.impl("swiglu_backward", swiglu_backward);
   library.impl("cross_entropy", cross_entropy);

@@ -46,6 +46,8 @@ inline constexpr const char* kRmsNormForward =
 inline constexpr const char* kRmsNormBackward =
     "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor? passed, "
     "Tensor(a!) dweight) -> Tensor dx";
+inline constexpr const char* kRope =
+    "rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, float direction) -> Tensor y";
 inline constexpr const char* kSwiGluForward = "swiglu_forward(Tensor gate_up) -> Tensor y";
 inline constexpr const char* kSwiGluBackward =
     "swiglu_backward(Tensor dy, Tensor gate_up) -> Tensor dgate_up";

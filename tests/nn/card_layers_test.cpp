@@ -2,19 +2,23 @@
 // CPU: widths that are and are not a multiple of a 16-byte access, few and many rows.
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "nn/operators.h"
 #include "nn/plain.h"
 #include "nn/rms_norm.h"
+#include "nn/rope.h"
 #include "nn/swiglu.h"
 
 namespace amoeba::test {
@@ -81,6 +85,35 @@ TEST_P(CardLayers, RmsNormAgreesWithPlain) {
       EXPECT_TRUE(at::equal(again[0], got[0]) && at::equal(again[1], got[1]) &&
                   at::equal(parameter.handle->grad.cpu(), dweight));
     }
+  }
+}
+
+TEST_P(CardLayers, RopeAgreesWithTheCpu) {
+  for (const auto& [heads, width, turned] :
+       {std::tuple<int64_t, int64_t, int64_t>{3, 24, 8}, {1, 64, 64}, {16, 192, 64}}) {
+    SCOPED_TRACE(testing::Message() << heads << " x " << width << ", " << turned);
+    const nn::RopeTable table = nn::make_rope_table({.head_dim = turned}, 50, at::kCPU);
+    const nn::RopeTable on_card = {table.cos.cuda(), table.sin.cuda()};
+    const at::Tensor positions = at::randint(50, {37}, at::kLong);
+    const at::Tensor x = random_in({37, heads, width}, GetParam());
+    const at::Tensor dy = random_in({37, heads, width}, GetParam());
+    const auto card = [&, size = turned](const Tensors& in) {
+      const at::Tensor moved = in[0].to(at::kCUDA);
+      EXPECT_TRUE(nn::has_card_rope(moved, size));
+      return nn::rope(moved, on_card, positions.cuda()).to(at::kCPU);
+    };
+    const auto plain = [&, size = width, half = turned / 2](const Tensors& in) {
+      const at::ScalarType wide = in[0].scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      const at::Tensor pairs =
+          in[0].narrow(2, size - 2 * half, 2 * half).to(wide).unflatten(2, {half, 2});
+      const at::Tensor cos = table.cos.index_select(0, positions).unsqueeze(1).to(wide);
+      const at::Tensor sin = table.sin.index_select(0, positions).unsqueeze(1).to(wide);
+      const at::Tensor a = pairs.select(3, 0), b = pairs.select(3, 1);
+      const at::Tensor turned_part =
+          at::stack({a * cos - b * sin, a * sin + b * cos}, 3).flatten(2);
+      return at::cat({in[0].narrow(2, 0, size - 2 * half), turned_part.to(in[0].scalar_type())}, 2);
+    };
+    expect_agrees(run_with_gradients(card, {x}, dy, GetParam()), plain, {x}, dy, GetParam());
   }
 }
 

@@ -25,6 +25,7 @@ const Case kCases[] = {
     {kExpertsVariants, "experts_variants", "", 16, 1, 0},
     {kRmsNormForward, "rms_norm_forward", "", 3, 2, 0},
     {kRmsNormBackward, "rms_norm_backward", "", 6, 1, 1},
+    {kRope, "rope", "", 5, 1, 0},
     {kSwiGluForward, "swiglu_forward", "", 1, 1, 0},
     {kSwiGluBackward, "swiglu_backward", "", 2, 1, 0},
     {kCrossEntropy, "cross_entropy", "", 3, 1, 1},
