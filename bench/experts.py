@@ -1,13 +1,16 @@
 """The expert layer against torch's and transformers' ways, in one process, interleaved.
 
-Usage: experts.py [--device cpu] [--shapes A,B] [--rows 1,4,...] [--dtypes fp32,bf16] [--peers ...]
-                  [--threads N] [--clock wall|cpu] [--cell-seconds S] [--slow-seconds S] [--budget S] [--out NAME]
+Usage: experts.py [--device cpu] [--shapes A,B] [--peers A,B] [--budget S] [--out NAME]
+                  [--rows 1,4,...] [--dtypes fp32,bf16] [--threads N] [--clock wall|cpu] [--cell-seconds S] [--slow-seconds S]
+       experts.py --device cuda [--shapes A,B] [--peers A,B] [--budget S] [--out NAME]
+                  [--routing uniform,zipf] [--rounds N]
 
 Needs the amoeba package (PYTHONPATH=build/python, or installed). Prints markdown; --out also writes NAME.md
 and NAME.json. Each run is a forward and a backward with fresh gradients of x, scores and weights; both
 are medians, minima in JSON. Useful work is 6 R D H forward and 12 R D H backward. A run's first pass
 only warms up, unless it took longer than --cell-seconds: then it is the only one. Paths slower than
 --slow-seconds are left out at further row counts of the shape, everything after --budget seconds.
+The default device is cuda where torch sees a GPU; what is measured there is said in experts_card.py.
 On a machine that does other work, `--threads 1 --clock cpu` measures the CPU time of one thread.
 
 Legend: T tokens, D model width, H expert width, E experts, K choices, R = T*K rows, m = R/E rows an expert.
@@ -263,7 +266,6 @@ def cpu_model():
     return platform.processor()
 
 
-DEVICES = {"cpu": Cpu}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -412,20 +414,32 @@ def report(result, families):
 # -- Main ----------------------------------------------------------------------------------------------
 
 
-def parse(device_names):
+def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=device_names, default="cpu")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device)
     parser.add_argument("--shapes", help="names, all by default")
+    parser.add_argument("--peers", help="names, all by default")
+    parser.add_argument("--budget", type=float, default=1500.0, help="seconds after which no group is begun")
+    parser.add_argument("--out")
+    parser.add_argument("--routing", default="uniform,zipf", help="cuda only")
+    parser.add_argument("--rounds", type=int, default=9, help="cuda only")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--dtypes", default=",".join(DTYPES))
-    parser.add_argument("--peers", help="names, all by default")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--cell-seconds", type=float, default=0.8)
     parser.add_argument("--slow-seconds", type=float, default=4.0)
-    parser.add_argument("--budget", type=float, default=1500.0)
-    parser.add_argument("--out")
     return parser.parse_args()
+
+
+def publish(options, text, result):
+    print("\n" + text)
+    if options.out:
+        with open(options.out + ".md", "w", encoding="utf-8") as file:
+            file.write(text)
+        with open(options.out + ".json", "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
 
 
 def choose(names, known):
@@ -438,10 +452,15 @@ def choose(names, known):
 
 
 def main():
-    options = parse(list(DEVICES))
+    options = parse()
+    if options.device == "cuda":
+        import experts_card  # which imports this file
+
+        experts_card.run(options)
+        return
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = DEVICES[options.device](CLOCKS[options.clock])
+    device = Cpu(CLOCKS[options.clock])
     chosen = choose(options.peers, peers(device.name))
     families = {name: peer.family for name, peer in chosen.items()}
     begin = time.perf_counter()
@@ -462,13 +481,7 @@ def main():
                 result["groups"].append(group)
                 mine = ", ".join(f"{n} {c['forward_ms']:.0f}/{c['both_ms']:.0f} ms" for n, c in cells.items())
                 print(f"{time.perf_counter() - begin:5.0f} s  {where}: {mine}", flush=True)
-    text = report(result, families)
-    print("\n" + text)
-    if options.out:
-        with open(options.out + ".md", "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(options.out + ".json", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    publish(options, report(result, families), result)
 
 
 if __name__ == "__main__":
