@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 scripts/setup.sh
 configure build/sanitize -DAMOEBA_SANITIZE=ON
 build build/sanitize
-test_sanitized build/sanitize "$@"
+test_sanitized build/sanitize --timeout 7200 "$@"
