@@ -68,6 +68,11 @@ Parsed parse(const Command& command, const Arguments& arguments) {
   }
   parsed.rest = app.remaining();
   if (!parsed.rest.empty() && !command.takes_overrides) fail_unexpected(command, parsed.rest[0]);
+  for (const std::string& argument : parsed.rest) {
+    // Keys of a configuration have a dot; what has none is an option that is misspelt.
+    const bool is_key = argument.substr(0, argument.find('=')).find('.') != argument.npos;
+    if (argument.starts_with("--") && !is_key) fail_unexpected(command, argument);
+  }
   return parsed;
 }
 

@@ -287,7 +287,7 @@ TEST(Checkpointing, TheLastOneOfWeightsOnly) {
 
   // Good for use ...
   const auto ignore = [](LogLevel, std::string_view) {};
-  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, ""}, ignore);
+  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, "", 0}, ignore);
   EXPECT_EQ(model.step, 4);
   const auto& first = *model.model->store().parameters()[0];
   EXPECT_EQ(first.master.view({-1}).const_data_ptr<float>()[5],
@@ -347,7 +347,7 @@ TEST(Checkpointing, TheTokenizerGoesWithTheCheckpoint) {
   EXPECT_EQ(lab.run(config).step, 3);
   lab.files.remove_all("/moved.json");
   const auto ignore = [](LogLevel, std::string_view) {};
-  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, ""}, ignore);
+  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, "", 0}, ignore);
   EXPECT_EQ(model.tokenizer->vocab_size(), 280);
 }
 
