@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/text.h"
+#include "amoeba/error.h"
 #include "formats/tokenizer.h"
 #include "support/memory_file_system.h"
 #include "train/model_config.h"
