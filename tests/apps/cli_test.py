@@ -112,7 +112,7 @@ class Usage(CliTest):
         ("tokenizer encode --tokenizer missing.json", "'missing.json'", "tokenizer.json"),
         ("checkpoint", "action is missing", "list, verify"),
         ("checkpoint verify", "got 0 arguments, want one"),
-        ("checkpoint list --all", "unexpected '--all'", "checkpoint list --help"),
+        ("checkpoint list --all", "want one: a run's folder or a checkpoint's"),
         ("checkpoint list a b", "got 2 arguments", "want one: a run's folder or a checkpoint's"),
         ("data", "action is missing", "prepare, info"),
         ("data info", "--path is missing"),
@@ -141,12 +141,12 @@ class Usage(CliTest):
         ("find-lr --training.stepz 3", "'training.stepz'", "did you mean 'training.steps'?"),
     ]
     TRAIN_CASES = [  # behind `train --config tiny.toml --data.path text.txt`
-        ("--frob 3", "unexpected '--frob'"),
+        ("--frob 3", "unknown", "'frob'"),
         ("--conifg a.toml", "'--conifg'", "did you mean '--config'?"),
         ("--data.path", "'--data.path' has no value"),
         ("--training.steps --data.path x", "'--training.steps' has no value"),
         ("--resume", "--resume"),
-        ("--resum auto", "'resum'", "resume"),
+        ("--resum auto", "'--resum'", "did you mean '--resume'?"),
         ("steps 3", "'steps'", "want --section.key value"),
         ("--trainig.steps 3", "'trainig'", "did you mean 'training'?"),
         ("--training.stepz 3", "'training.stepz'", "did you mean 'training.steps'?"),
