@@ -20,7 +20,9 @@ struct Block {
 void* map(int64_t bytes) {
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return data == MAP_FAILED ? nullptr : data;
+  if (data == MAP_FAILED) return nullptr;
+  madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  return data;
 }
 
 class HostMemory {
@@ -53,8 +55,8 @@ class HostMemory {
     used_.erase(used);
     in_use_ -= block.bytes;
     kept_bytes_ += block.bytes;
-    // The content is of no use: the kernel may take pages under pressure instead of writing them
-    // to swap. What it left needs no second first touch.
+    // The kernel may take pages when it needs them; what it left needs no second first touch. On
+    // huge pages this is cheap, on small ones about a third of a first touch.
     madvise(block.data, static_cast<size_t>(block.bytes), MADV_FREE);
     kept_.push_back(block);
   }

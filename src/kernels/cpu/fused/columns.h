@@ -63,7 +63,7 @@ struct Columns {
       for (int64_t v = 0; v < kVectors; ++v) {
         vectors[v] = load_units(weights + v * kLanes, k_stride, k + 1 < num_k);
       }
-      if constexpr (kRows > 1) prefetch_next_strip(weights, k_stride);
+      if constexpr (kRows > 1 || sizeof(Storage) == 2) prefetch_next_strip(weights, k_stride);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kRows; ++i) {
         const Vec unit = V::fill(V::template load<float>(lanes + i * P::kUnitBytes));
