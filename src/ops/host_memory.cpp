@@ -20,9 +20,7 @@ struct Block {
 void* map(int64_t bytes) {
   void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
-  madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  return data;
+  return data == MAP_FAILED ? nullptr : data;
 }
 
 class HostMemory {
@@ -55,9 +53,6 @@ class HostMemory {
     used_.erase(used);
     in_use_ -= block.bytes;
     kept_bytes_ += block.bytes;
-    // The kernel may take pages when it needs them; what it left needs no second first touch. On
-    // huge pages this is cheap, on small ones about a third of a first touch.
-    madvise(block.data, static_cast<size_t>(block.bytes), MADV_FREE);
     kept_.push_back(block);
   }
 
