@@ -23,6 +23,14 @@ struct Settings {
       }
     }
     schema.check();
+    train::ModelSection& model = config.model;
+    if (model.rope_factor == 1.0) {  // what else a stretch has means nothing and is not written
+      const train::ModelSection unset;
+      model.rope_beta_fast = unset.rope_beta_fast;
+      model.rope_beta_slow = unset.rope_beta_slow;
+      model.rope_original_seq_len = unset.rope_original_seq_len;
+      model.rope_mscale = unset.rope_mscale;
+    }
     config.training.seq_len = 2;  // any model has that context
     train::check_config(config);
   }
