@@ -166,6 +166,19 @@ TEST(HfConfig, RefusesWhatItCannotExpress) {
       {cat(kDeepseekV2, R"(, "norm_topk_prob": true)"), "norm_topk_prob is true"},
       {cat(kOriginGrouped, R"(, "norm_topk_prob": true)"), "norm_topk_prob is true"},
       {R"("model_type": "llama", "vocab_size": 3)", "hidden_size"},
+      {R"("model_type": "llama", "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3,
+           "num_attention_heads": 0)",
+       "num_attention_heads is 0, want at least 1"},
+      {R"("model_type": "llama", "vocab_size": 300, "hidden_size": 48,
+           "num_hidden_layers": 4611686018427387904)",
+       "num_hidden_layers is 4611686018427387904, want 0 to 16777216"},
+      {cat(kMixtral, R"(, "sliding_window": -1)"), "sliding_window is -1, want 0 to 16777216"},
+      {cat(kQwen3, R"(, "layer_types": "full_attention")"), "'layer_types' is string, want array"},
+      {R"("model_type": "agpt_moe", "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3,
+           "num_attention_heads": 6, "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+           "moe_intermediate_size": 0, "shared_expert_intermediate_size": 40,
+           "num_local_experts": 5, "num_experts_per_tok": 2)",
+       "shared_expert_intermediate_size is 40, want a multiple of 0 above 0"},
   };
   for (const Refusal& refusal : cases) {
     std::string message;
