@@ -36,7 +36,9 @@ void backward_row(const float* gate, const float* up, const float* dy, float* dg
 
 // On a card passes over memory are the cost: these are two, and four back, in the dtype of gate.
 at::Tensor forward_on_card(const at::Tensor& gate, const at::Tensor& up) {
-  return at::silu(gate).mul_(up);
+  at::Tensor y = at::empty(gate.sizes(), gate.options());
+  swiglu_out(y, gate, up);
+  return y;
 }
 
 at::Tensor backward_on_card(const at::Tensor& gate_up, const at::Tensor& dy) {
@@ -108,6 +110,11 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
 };
 
 }  // namespace
+
+void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up) {
+  at::silu_out(out, gate);
+  out.mul_(up);
+}
 
 at::Tensor swiglu(const at::Tensor& gate_up) { return SwiGlu::apply(gate_up.contiguous()); }
 
