@@ -83,8 +83,8 @@ class Values(unittest.TestCase):
 
     def test_large_gradients_take_their_memory_again_and_alias_nothing(self):
         generator = torch.Generator().manual_seed(3)
-        gate, up, down = (torch.randn(2, 1024, 1024, generator=generator).requires_grad_() for _ in range(3))
-        x, ids = torch.randn(5, 1024, generator=generator), torch.tensor([[0], [1], [1], [0], [1]])
+        gate, up, down = (torch.randn(2, 2048, 2048, generator=generator).requires_grad_() for _ in range(3))
+        x, ids = torch.randn(5, 2048, generator=generator), torch.tensor([[0], [1], [1], [0], [1]])
 
         def gradients():
             y = amoeba.experts(x, ids, torch.ones(5, 1), (gate, up), down)
