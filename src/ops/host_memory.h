@@ -6,8 +6,9 @@
 
 namespace amoeba::ops {
 
-// Results of fewer bytes are LibTorch's to allocate.
-constexpr int64_t kLargeResult = 4 << 20;
+// Results of fewer bytes are LibTorch's to allocate: of blocks that large glibc gives every one
+// back to the kernel, smaller ones it learns to keep.
+constexpr int64_t kLargeResult = 32 << 20;
 
 // At least `bytes`, aligned to pages, of any content; nullptr when there is no memory.
 void* take_host_memory(int64_t bytes);

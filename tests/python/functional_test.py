@@ -107,6 +107,27 @@ class Values(unittest.TestCase):
             for name, tensor in other.items():
                 self.assertTrue(torch.equal(tensor, results[0][name]), name)
 
+    def test_large_gradients_take_their_memory_again_and_alias_nothing(self):
+        generator = torch.Generator().manual_seed(3)
+        gate, up, down = (torch.randn(2, 2048, 2048, generator=generator).requires_grad_() for _ in range(3))
+        x, ids = torch.randn(5, 2048, generator=generator), torch.tensor([[0], [1], [1], [0], [1]])
+
+        def gradients():
+            y = amoeba.experts(x, ids, torch.ones(5, 1), (gate, up), down)
+            return torch.autograd.grad(y.sum(), (gate, up, down))
+
+        first = gradients()
+        expected, places = [g.clone() for g in first], {g.data_ptr() for g in first}
+        second = gradients()
+        self.assertFalse(places & {g.data_ptr() for g in second})
+        for got, want in zip(first + second, expected + expected):
+            self.assertTrue(torch.equal(got, want))
+        del first, got
+        third = gradients()
+        self.assertLessEqual({g.data_ptr() for g in third}, places)
+        for got, want in zip(third, expected):
+            self.assertTrue(torch.equal(got, want))
+
     def test_empty_problems(self):
         for num_experts, tokens in ((0, 3), (4, 0), (0, 0)):
             with self.subTest(experts=num_experts, tokens=tokens):
