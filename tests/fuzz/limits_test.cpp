@@ -272,8 +272,7 @@ TEST_P(Limits, OfAHostileMegabyte) {
     most = std::max(most, allocations.peak_bytes());
     ++index;
   }
-  std::cout << GetParam().target << ": at most " << most / 1024 << " KiB and " << slowest
-            << " s\n";
+  std::cout << GetParam().target << ": at most " << most / 1024 << " KiB and " << slowest << " s\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(

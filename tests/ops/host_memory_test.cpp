@@ -32,7 +32,7 @@ TEST(HostMemory, HandsOutAgainWhatCameBack) {
 }
 
 TEST(HostMemory, HoldsLittleMoreThanWasOnceInUse) {
-  int64_t most = held();  // as no test before has blocks left in use
+  int64_t most = held();                           // as no test before has blocks left in use
   for (int64_t size = 1; size <= 64; size *= 2) {  // no block fits the next size
     void* block = take_host_memory(size * kMiB);
     ASSERT_NE(block, nullptr);
