@@ -349,7 +349,7 @@ class Memory(CliTest):
         return usage.ru_maxrss / 1024, float(number) * {"M": 1, "G": 1024}[unit]
 
     def test_predicted_is_measured(self):
-        if b"__asan_init" in pathlib.Path(BINARY).read_bytes():
+        if b"__asan_init" in pathlib.Path(self.binary).read_bytes():
             self.skipTest("the address sanitizer's own memory would count")
         for name, arguments in self.MODELS.items():
             for dtype, mode in [("float32", "none"), ("float32", "full"), ("bfloat16", "full")]:
