@@ -32,7 +32,8 @@ def record(error):
         return
     key = (error.device.type, error.device.index)
     _make_word(*key)
-    _words[key].bitwise_or_(error)
+    with torch._C.DisableTorchFunction():  # the word is no part of the computation that a mode looks at
+        _words[key].bitwise_or_(error)
 
 
 def check_errors():

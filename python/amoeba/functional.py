@@ -81,14 +81,13 @@ def experts_rows(
     return _forward((x, None, offsets, None, None, gate_up, gate_up_bias, down, down_bias), options)
 
 
-def variants(x, expert_ids, scores, gate_up, down, *, gate_up_bias=None, down_bias=None, save="pre_activations", **options):
+def variants(x, expert_ids, scores, gate_up, down, *, gate_up_bias=None, down_bias=None, **options):
     """Which implementations the device of x has for this problem, best first: a list of
     (name, summary, reason); the first whose reason is "" runs. Arguments as in experts()."""
-    defaults = dict(layout="separate", transposed=False, activation="swiglu", alpha=1.702, limit=7.0, score_before=False)
     _, offsets, row_slot, slot_row, _ = torch.ops.amoeba.route(expert_ids, down.shape[0])
     lines = torch.ops.amoeba.experts_variants(
         x, scores, offsets, row_slot, slot_row, _list_of(gate_up), _list_of(gate_up_bias), down, down_bias,
-        **(defaults | options), save=save,
+        **_options(**options),
     )
     return [tuple(line.split("\t")) for line in lines]
 
@@ -135,7 +134,15 @@ def _list_of(tensors):
     return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
 
 
-def _options(layout, transposed, activation, alpha, limit, score_before, save):
+def _options(
+    layout="separate",
+    transposed=False,
+    activation="swiglu",
+    alpha=1.702,
+    limit=7.0,
+    score_before=False,
+    save="pre_activations",
+):
     return {
         "layout": layout,
         "transposed": transposed,

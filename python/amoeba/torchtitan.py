@@ -17,9 +17,12 @@ Parameters, their names and their sharding stay torchtitan's; all but grouped_mm
 
 from dataclasses import dataclass
 
+import spmd_types as spmd
 import torch
 from torch.distributed.tensor import DTensor
 from torchtitan.config import derive, override
+from torchtitan.distributed.spmd_types import spmd_mesh_size
+from torchtitan.distributed.utils import get_spmd_backend
 from torchtitan.models.common.moe import GroupedExperts
 
 from .functional import experts_rows
@@ -63,7 +66,7 @@ class AmoebaGroupedExperts(GroupedExperts):
         weights = [_local(w).to(x_RD.dtype) for w in (self.w1_EFD, self.w2_EDF, self.w3_EFD)]
         if num_tokens_per_expert_E.numel() == 0:
             return torch.zeros_like(x_RD) + nothing_of(x_RD, *weights)
-        return ROW_BACKENDS[name](x_RD, num_tokens_per_expert_E, *weights)
+        return ROW_BACKENDS[name](x_RD, _varying(num_tokens_per_expert_E), *weights)
 
 
 def serves(x):
@@ -72,6 +75,17 @@ def serves(x):
         return True
     loaded = torch._C._dispatch_has_kernel_for_dispatch_key("amoeba::experts_forward", x.device.type.upper())
     return loaded and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _varying(counts):
+    """torchtitan's SPMD type checking has counts as partial sums, which may not meet the rows of one rank: here
+    they are that rank's own, as its own forward declares of its offsets."""
+    if get_spmd_backend() != "spmd_types" or not spmd.is_type_checking() or spmd_mesh_size("ep") != 1:
+        return counts
+    counts = counts.clone()
+    for axis in ("dp", "cp"):
+        spmd.mutate_type(counts, axis, src=spmd.P, dst=spmd.V)
+    return counts
 
 
 def _local(parameter):

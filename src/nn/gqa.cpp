@@ -39,8 +39,7 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   const cpu_attention::GroupedHeads grouped{heads,   kv_heads,         hd,   q_norm_,
                                             k_norm_, config_.norm_eps, scale};
   const int64_t window = config_.sliding_window;
-  const bool is_cut = window > 0 && window < layout.seq_len;
-  if (cache == nullptr && !config_.qk_norm_whole && !is_cut) {
+  if (cache == nullptr && !config_.qk_norm_whole && !is_cut(window, layout.seq_len)) {
     if (const auto* kernels = cpu_attention::kernels_for(product, grouped)) {
       return linear(cpu_attention::attend_grouped(*kernels, product, grouped, table,
                                                   layout.positions, document_lengths(layout)),

@@ -139,7 +139,7 @@ std::vector<std::string> tokenizer_files() {
                 long_word, ""),
       tokenizer("", "", "",
                 R"({"type":"Replace","pattern":{"String":"a"},"content":"bbbbbbbbbbbbbbbb"},)",
-                "\"" + std::string(900'000, 'a') + "\":3,", ""),
+                cat("\"", std::string(900'000, 'a'), "\":3,"), ""),
       tokenizer("", R"({"type":"Prepend","prepend":")" + std::string(400'000, 'x') + "\"},", "", "",
                 "", "")
           .insert(17, repeated(added, 400'000)),
@@ -234,6 +234,12 @@ struct Limit {
   double per_byte;
 };
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr double kMaxSeconds = 10;  // its checks take up to ten times as long
+#else
+constexpr double kMaxSeconds = 1;
+#endif
+
 class Limits : public testing::TestWithParam<Limit> {};
 
 double cpu_seconds() {
@@ -253,17 +259,12 @@ TEST_P(Limits, OfAHostileMegabyte) {
     ASSERT_LE(file.size(), kSize + 1000);
     const double start = cpu_seconds();
     const test::HostAllocations allocations;
-    std::string outcome = "taken";
     try {
       target->read(file);
-    } catch (const Error& error) {
-      outcome = error.what();
+    } catch (const Error&) {  // refusing is as good
     }
     const double seconds = cpu_seconds() - start;
-    if (getenv("VERBOSE"))
-      std::cout << GetParam().target << " " << index << " " << seconds << " s "
-                << allocations.peak_bytes() / 1024 << " KiB " << outcome.substr(0, 100) << "\n";
-    EXPECT_LE(seconds, 1.0) << "file " << index << ": " << file.substr(0, 100);
+    EXPECT_LE(seconds, kMaxSeconds) << "file " << index << ": " << file.substr(0, 100);
     EXPECT_LE(static_cast<double>(allocations.peak_bytes()),
               1024 * static_cast<double>(GetParam().fixed_kib) +
                   GetParam().per_byte * static_cast<double>(file.size()))
@@ -272,8 +273,7 @@ TEST_P(Limits, OfAHostileMegabyte) {
     most = std::max(most, allocations.peak_bytes());
     ++index;
   }
-  std::cout << GetParam().target << ": at most " << most / 1024 << " KiB and " << slowest
-            << " s\n";
+  std::cout << GetParam().target << ": at most " << most / 1024 << " KiB and " << slowest << " s\n";
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -282,6 +282,39 @@ class Distributed(unittest.TestCase):
             finally:
                 dist.destroy_process_group()
 
+    def test_type_checking_passes_with_every_backend(self):
+        import spmd_types as spmd
+        import torch.distributed as dist
+        from torchtitan.distributed.parallel_dims import ParallelDims
+        from torchtitan.distributed.utils import get_spmd_context
+
+        counts = [4, 0, 3, 2]
+        dist.init_process_group("fake", rank=0, world_size=4)
+        try:
+            dims = ParallelDims(dp_replicate=1, dp_shard=4, cp=1, tp=1, pp=1, ep=1, world_size=4, spmd_backend="spmd_types")
+            checked = get_spmd_context(parallel_dims=dims, spmd_typechecking=True)
+            for backend in (*BACKENDS, "grouped_mm"):
+                with self.subTest(backend=backend):
+                    module, x, dy = make(4, 16, 24, sum(counts), backend)
+                    want = run(copy.deepcopy(module), x, torch.tensor(counts), dy)
+                    counts_E = torch.tensor(counts)
+                    x.requires_grad_()
+                    with checked(), spmd.local():
+                        for tensor in (x, dy):
+                            spmd.assert_type(tensor, {"dp": spmd.V})
+                        for parameter in module.parameters():
+                            spmd.assert_type(parameter, {"dp": spmd.R})
+                        spmd.assert_type(counts_E, {"dp": spmd.P})
+                        y = module(x, counts_E)
+                        self.assertEqual([*spmd.get_local_type(y).values()], [spmd.V])
+                        self.assertEqual([*spmd.get_local_type(counts_E).values()], [spmd.P])
+                        y.backward(dy)
+                    got = [y.detach(), x.grad] + [getattr(module, name).grad for name in PARAMETERS]
+                    for one, other in zip(got, want):
+                        self.assertTrue(torch.equal(one, other))
+        finally:
+            dist.destroy_process_group()
+
 
 if __name__ == "__main__":
     support.main("torchtitan")

@@ -30,6 +30,9 @@ constexpr std::array<FamilyName, 9> kFamilies = {{{HfFamily::kMixtral, "mixtral"
                                                   {HfFamily::kOriginLatent, "origin_mla"},
                                                   {HfFamily::kOriginGrouped, "agpt_moe"}}};
 
+// Of every size and count, far above any model: products of two stay inside 64 bits.
+constexpr int64_t kMaxInteger = 1 << 24;
+
 // What says nothing about the mathematics of a forward pass.
 constexpr std::string_view kIgnoredKeys[] = {
     "_attn_implementation_autoset",
@@ -78,8 +81,7 @@ class Keys {
     const Value* value = object_.find(key);
     return value == nullptr || value->get_if<std::monostate>() != nullptr ? nullptr : value;
   }
-  // Every integer here is a size, a width or a count; products of two fit into 64 bits.
-  int64_t integer(std::string_view key, int64_t minimum = 0, int64_t maximum = INT32_MAX) {
+  int64_t integer(std::string_view key, int64_t minimum = 0, int64_t maximum = kMaxInteger) {
     find(key);
     const int64_t number = object_.integer_at(key, path_);
     AMOEBA_CHECK_KIND(kData, number >= minimum && number <= maximum, path_, ": ", key, " is ",
@@ -102,10 +104,14 @@ class Keys {
   std::string text(std::string_view key, std::string_view absent) {
     return find(key) == nullptr ? std::string(absent) : object_.string_at(key, path_);
   }
+  const Array& array(std::string_view key) {
+    find(key);
+    return object_.array_at(key, path_);
+  }
   std::vector<int64_t> integers(std::string_view key) {
     std::vector<int64_t> out;
     if (find(key) == nullptr) return out;
-    for (const Value& element : object_.array_at(key, path_)) {
+    for (const Value& element : array(key)) {
       const auto* number = element.get_if<int64_t>();
       if (number == nullptr) refuse(key, "integers");
       out.push_back(*number);
@@ -224,9 +230,8 @@ class Reader {
       keys_.ignore("sliding_window");
       keys_.ignore("max_window_layers");
     }
-    if (const Value* types = keys_.find("layer_types")) {
-      if (types->get_if<Array>() == nullptr) keys_.refuse("layer_types", "an array");
-      for (const Value& type : *types->get_if<Array>()) {
+    if (keys_.find("layer_types") != nullptr) {
+      for (const Value& type : keys_.array("layer_types")) {
         const auto* text = type.get_if<std::string>();
         if (text == nullptr || *text != "full_attention") {
           keys_.refuse("layer_types", "full_attention everywhere");
@@ -318,8 +323,8 @@ class Reader {
     double scale = 1.0;
     if (is(HfFamily::kOriginGrouped)) {
       const int64_t shared_width = keys_.integer("shared_expert_intermediate_size");
-      if (shared_width % width != 0 || shared_width == 0) {
-        keys_.refuse("shared_expert_intermediate_size", cat("a multiple of ", width));
+      if (width == 0 || shared_width == 0 || shared_width % width != 0) {
+        keys_.refuse("shared_expert_intermediate_size", cat("a multiple of ", width, " above 0"));
       }
       num_shared = shared_width / width;
       scale = keys_.number("router_scale", 1.0);
