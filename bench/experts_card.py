@@ -18,6 +18,7 @@ import amoeba
 import experts as shared
 import torch
 import torch.nn.functional as F
+from results import publish
 
 SHAPES = {  # T, (D, H, E, K)
     "10B_2B-8k": (8192, (2048, 1408, 36, 3)),
@@ -401,4 +402,4 @@ def run(options):
             torch.cuda.empty_cache()
         del weights
         torch.cuda.empty_cache()
-    shared.publish(options, report(result), result)
+    publish(report(result), result, options.out)
