@@ -25,6 +25,9 @@ class AdamW {
   at::Tensor& num_steps() { return num_steps_; }  // fp32 scalar, accepted steps
 
  private:
+  void update(nn::ParameterGroup& group, double lr, const at::Tensor& grad_scale,
+              const at::Tensor& found_inf);
+
   nn::ParameterStore& store_;
   OptimizerSection options_;
   at::Tensor num_steps_;
