@@ -91,7 +91,7 @@ struct AdamW {
   const float* num_steps = nullptr;   // t
   const float* grad_scale = nullptr;  // nullptr: 1
   const float* found_inf = nullptr;
-  double lr = 0;
+  const double* lr = nullptr;
   double beta1 = 0;
   double beta2 = 0;
   double weight_decay = 0;

@@ -149,12 +149,12 @@ void adamw(StableIValue* stack, uint64_t, uint64_t) {
   const auto master = reader.read<Tensor>(), grad = reader.read<Tensor>(),
              exp_avg = reader.read<Tensor>(), exp_avg_sq = reader.read<Tensor>();
   const auto shadow = reader.read<std::optional<Tensor>>();
-  const auto num_steps = reader.read<Tensor>();
+  const auto lr = reader.read<Tensor>(), num_steps = reader.read<Tensor>();
   const auto grad_scale = reader.read<std::optional<Tensor>>();
   const auto found_inf = reader.read<Tensor>();
   cuda::AdamW arguments;
-  for (double* number : {&arguments.lr, &arguments.beta1, &arguments.beta2, &arguments.weight_decay,
-                         &arguments.eps}) {
+  for (double* number :
+       {&arguments.beta1, &arguments.beta2, &arguments.weight_decay, &arguments.eps}) {
     *number = reader.read<double>();
   }
   check(kName, "master", master, {{DType::kF32}, {kAny}}, master);
@@ -163,6 +163,7 @@ void adamw(StableIValue* stack, uint64_t, uint64_t) {
   check(kName, "exp_avg", exp_avg, like_master, master);
   check(kName, "exp_avg_sq", exp_avg_sq, like_master, master);
   if (shadow) check(kName, "shadow", *shadow, {kTypes, shape_of(master)}, master);
+  check(kName, "lr", lr, {{DType::kF64}, {}}, master);
   check(kName, "num_steps", num_steps, scalar, master);
   if (grad_scale) check(kName, "grad_scale", *grad_scale, scalar, master);
   check(kName, "found_inf", found_inf, scalar, master);
@@ -175,6 +176,7 @@ void adamw(StableIValue* stack, uint64_t, uint64_t) {
     arguments.shadow = data(*shadow);
     arguments.dtype = dtype_of(kName, "shadow", *shadow);
   }
+  arguments.lr = data<const double>(lr);
   arguments.num_steps = data<const float>(num_steps);
   if (grad_scale) arguments.grad_scale = data<const float>(*grad_scale);
   arguments.found_inf = data<const float>(found_inf);

@@ -20,24 +20,32 @@ AdamW::AdamW(nn::ParameterStore& store, const OptimizerSection& options)
       num_steps_(at::zeros({}, store.groups()[0].master.options())) {}
 
 // The shadow too.
-void AdamW::update(nn::ParameterGroup& group, double lr, const at::Tensor& grad_scale,
+void AdamW::update(nn::ParameterGroup& group, const at::Tensor& lr, const at::Tensor& grad_scale,
                    const at::Tensor& found_inf) {
   const double decay = group.decay ? options_.weight_decay : 0.0;
   if (nn::has_card_layers(group.master)) {
-    nn::card_adamw({group.master, group.grad, group.exp_avg, group.exp_avg_sq, group.shadow,
-                    num_steps_, grad_scale, found_inf, lr, options_.beta1, options_.beta2, decay,
+    nn::card_adamw({group.master, group.grad, group.exp_avg, group.exp_avg_sq, group.shadow, lr,
+                    num_steps_, grad_scale, found_inf, options_.beta1, options_.beta2, decay,
                     options_.eps});
     return;
   }
-  at::_fused_adamw_({group.master}, {group.grad}, {group.exp_avg}, {group.exp_avg_sq}, {},
-                    {num_steps_}, lr, options_.beta1, options_.beta2, decay, options_.eps,
-                    /*amsgrad=*/false, /*maximize=*/false,
-                    grad_scale.defined() ? std::optional<at::Tensor>(grad_scale) : std::nullopt,
-                    found_inf);
+  const auto call = [&](const auto& rate) {
+    at::_fused_adamw_({group.master}, {group.grad}, {group.exp_avg}, {group.exp_avg_sq}, {},
+                      {num_steps_}, rate, options_.beta1, options_.beta2, decay, options_.eps,
+                      /*amsgrad=*/false, /*maximize=*/false,
+                      grad_scale.defined() ? std::optional<at::Tensor>(grad_scale) : std::nullopt,
+                      found_inf);
+  };
+  if (lr.is_cpu()) {
+    call(lr.item<double>());
+  } else {
+    call(lr.to(at::kFloat));
+  }
   if (group.shadow.defined()) group.shadow.copy_(group.master);
 }
 
-OptimizerStep AdamW::step(double lr, double max_norm, double norm_limit, const at::Tensor& reject) {
+OptimizerStep AdamW::step(const at::Tensor& lr, double max_norm, const at::Tensor& norm_limit,
+                          const at::Tensor& reject) {
   std::vector<at::Tensor> norms;
   for (const nn::ParameterGroup& group : store_.groups()) {
     norms.push_back(at::linalg_vector_norm(group.grad));

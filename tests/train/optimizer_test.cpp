@@ -31,6 +31,9 @@ class AdamW : public testing::TestWithParam<at::DeviceType> {
     if (!at::globalContext().hasCUDA()) GTEST_SKIP() << "no GPU is visible to LibTorch";
     ASSERT_EQ(nn::load_cuda_operators(), "");
   }
+  at::Tensor number(double value) const {
+    return at::full({}, value, at::device(GetParam()).dtype(at::kDouble));
+  }
   at::Tensor flag(bool value) const {
     return at::full({}, value, at::device(GetParam()).dtype(at::kBool));
   }
@@ -85,7 +88,8 @@ TEST_P(AdamW, FollowsTorchsTrace) {
     for (int i = 0; i < 3; ++i) {
       fixture.store.groups()[1].grad.select(0, i).fill_(((i * 5 + t * 2) % 7 - 3) / 4.0);
     }
-    const train::OptimizerStep step = optimizer.step(0.01 * t, 2.0, kNoLimit, flag(false));
+    const train::OptimizerStep step =
+        optimizer.step(number(0.01 * t), 2.0, number(kNoLimit), flag(false));
     const TracePoint& want = kTrace[static_cast<size_t>(t - 1)];
     EXPECT_NEAR(step.grad_norm.item<double>(), want.norm, 1e-6);
     EXPECT_FALSE(step.rejected.item<bool>());
@@ -101,12 +105,13 @@ TEST_P(AdamW, RejectedStepsChangeNothing) {
     Fixture fixture(GetParam());
     train::AdamW optimizer(fixture.store, {1.0, 0.9, 0.95, 1e-8, 0.1});
     fixture.store.groups()[0].grad.fill_(0.5);
-    optimizer.step(0.01, 1.0, kNoLimit, flag(false));
+    optimizer.step(number(0.01), 1.0, number(kNoLimit), flag(false));
     const nn::ParameterGroup before_group = fixture.store.groups()[0];
     const at::Tensor before = fixture.values(), exp_avg = before_group.exp_avg.clone();
     const at::Tensor exp_avg_sq = before_group.exp_avg_sq.clone();
     fixture.store.groups()[0].grad.select(0, 2).fill_(bad);
-    const train::OptimizerStep step = optimizer.step(0.01, 1.0, kNoLimit, flag(bad == 0.0f));
+    const train::OptimizerStep step =
+        optimizer.step(number(0.01), 1.0, number(kNoLimit), flag(bad == 0.0f));
     EXPECT_TRUE(step.rejected.item<bool>()) << bad;
     EXPECT_TRUE(at::equal(fixture.values(), before)) << bad;
     EXPECT_TRUE(at::equal(before_group.exp_avg, exp_avg)) << bad;
@@ -114,7 +119,7 @@ TEST_P(AdamW, RejectedStepsChangeNothing) {
     EXPECT_EQ(optimizer.num_steps().item<double>(), 1.0) << bad;
     // The next clean step is applied: nothing of the bad one stayed behind.
     fixture.store.groups()[0].grad.fill_(0.5);
-    optimizer.step(0.01, 1.0, kNoLimit, flag(false));
+    optimizer.step(number(0.01), 1.0, number(kNoLimit), flag(false));
     EXPECT_TRUE(at::isfinite(fixture.values()).all().item<bool>()) << bad;
     EXPECT_FALSE(at::equal(fixture.values(), before)) << bad;
   }
@@ -126,8 +131,10 @@ TEST_P(AdamW, NoClippingWhenOff) {
     fixture->store.groups()[0].grad.fill_(100.0);
     fixture->store.groups()[1].grad.fill_(1e-6);
   }
-  train::AdamW(clipped.store, {1.0, 0.9, 0.95, 1e-8, 0.0}).step(0.01, 1e-3, kNoLimit, flag(false));
-  train::AdamW(free.store, {1.0, 0.9, 0.95, 1e-8, 0.0}).step(0.01, 0.0, kNoLimit, flag(false));
+  train::AdamW(clipped.store, {1.0, 0.9, 0.95, 1e-8, 0.0})
+      .step(number(0.01), 1e-3, number(kNoLimit), flag(false));
+  train::AdamW(free.store, {1.0, 0.9, 0.95, 1e-8, 0.0})
+      .step(number(0.01), 0.0, number(kNoLimit), flag(false));
   // A gradient of 1e-6 moves a weight by lr; scaled down to 4e-12 it is lost in eps.
   EXPECT_NEAR(1.0 - free.store.groups()[1].master[0].item<double>(), 0.01, 2e-4);
   EXPECT_LT(1.0 - clipped.store.groups()[1].master[0].item<double>(), 1e-3);
@@ -149,7 +156,7 @@ TEST_P(AdamW, AgreesWithTheFormula) {
       const double lr = 0.01 * t;
       const at::Tensor grad = at::randn({size});
       group.grad.copy_(grad);
-      optimizer.step(lr, kMaxNorm, kNoLimit, flag(false));
+      optimizer.step(number(lr), kMaxNorm, number(kNoLimit), flag(false));
       const at::Tensor exact = grad.to(at::kDouble);
       const double norm = exact.norm().item<double>();
       const at::Tensor g = exact / std::max(1.0, (norm + 1e-6) / kMaxNorm);

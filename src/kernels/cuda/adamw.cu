@@ -17,28 +17,29 @@ constexpr int64_t kBlock = int64_t{kThreads} * kWidth * kSteps;
 
 // Numbers of the step that the host knows.
 struct Scalars {
-  float decay;  // lr weight_decay
+  float weight_decay;
   float beta1;
   float rest1;  // 1 - beta1, not as fp32 would subtract it
   float log_beta1;
   float beta2;
   float rest2;
   float log_beta2;
-  float lr;
   float eps;
 };
 
 // Those that it does not.
 struct Update {
   float grad_factor;
+  float decay;        // lr weight_decay
   float step_size;    // lr / (1 - beta1^t)
   float root_factor;  // 1 / sqrt(1 - beta2^t)
 };
 
 __device__ Update update_of(const AdamW& p, const Scalars& s) {
   const float t = *p.num_steps;
-  return {p.grad_scale == nullptr ? 1.0f : 1.0f / *p.grad_scale, s.lr / -expm1f(t * s.log_beta1),
-          rsqrtf(-expm1f(t * s.log_beta2))};
+  const float lr = static_cast<float>(*p.lr);
+  return {p.grad_scale == nullptr ? 1.0f : 1.0f / *p.grad_scale, lr * s.weight_decay,
+          lr / -expm1f(t * s.log_beta1), rsqrtf(-expm1f(t * s.log_beta2))};
 }
 
 __device__ void step_value(const Scalars& s, const Update& u, float grad, float& p, float& m,
@@ -46,7 +47,7 @@ __device__ void step_value(const Scalars& s, const Update& u, float grad, float&
   const float g = grad * u.grad_factor;
   m = fmaf(s.rest1, g, s.beta1 * m);
   v = fmaf(s.rest2 * g, g, s.beta2 * v);
-  p = fmaf(-s.decay, p, p);
+  p = fmaf(-u.decay, p, p);
   p -= u.step_size * m / fmaf(sqrtf(v), u.root_factor, s.eps);
 }
 
@@ -102,14 +103,13 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW p, Scalars s) {
 void adamw(const AdamW& arguments, Stream stream) {
   if (arguments.size == 0) return;
   const auto narrow = [](double value) { return static_cast<float>(value); };
-  const Scalars scalars = {.decay = narrow(arguments.lr * arguments.weight_decay),
+  const Scalars scalars = {.weight_decay = narrow(arguments.weight_decay),
                            .beta1 = narrow(arguments.beta1),
                            .rest1 = narrow(1 - arguments.beta1),
                            .log_beta1 = narrow(std::log(arguments.beta1)),
                            .beta2 = narrow(arguments.beta2),
                            .rest2 = narrow(1 - arguments.beta2),
                            .log_beta2 = narrow(std::log(arguments.beta2)),
-                           .lr = narrow(arguments.lr),
                            .eps = narrow(arguments.eps)};
   with_type(arguments.dtype, "adamw", [&]<typename T>(T) {
     adamw_kernel<T>
