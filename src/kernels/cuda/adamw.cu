@@ -80,13 +80,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW p, Scalars s) {
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
     const int64_t at = first + i * kThreads * kWidth;
-    if (at + kWidth > p.size) {  // the last few values
-      for (int64_t j = at; j < p.size; ++j) {
-        step_value(s, u, p.grad[j], p.master[j], p.exp_avg[j], p.exp_avg_sq[j]);
-        if (shadow != nullptr) shadow[j] = static_cast<T>(p.master[j]);
-      }
-      continue;
-    }
+    if (at + kWidth > p.size) continue;
     step_value(s, u, grad[i].x, master[i].x, m[i].x, v[i].x);
     step_value(s, u, grad[i].y, master[i].y, m[i].y, v[i].y);
     step_value(s, u, grad[i].z, master[i].z, m[i].z, v[i].z);
@@ -96,6 +90,10 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamW p, Scalars s) {
     __stcs(reinterpret_cast<float4*>(p.exp_avg_sq + at), v[i]);
     if (shadow != nullptr) store_shadow(shadow + at, master[i]);
   }
+  const int64_t last = p.size - p.size % kWidth + threadIdx.x;  // of the few after the last access
+  if (blockIdx.x > 0 || last >= p.size) return;
+  step_value(s, u, p.grad[last], p.master[last], p.exp_avg[last], p.exp_avg_sq[last]);
+  if (shadow != nullptr) shadow[last] = static_cast<T>(p.master[last]);
 }
 
 }  // namespace
