@@ -1,7 +1,7 @@
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
 
 #include "train/device_graph.h"
 
@@ -22,7 +22,7 @@ std::unique_ptr<DeviceGraph> record_graph(const std::function<void()>& work) {
   // The graph's memory is its own: what steps before it left over would be held twice.
   c10::cuda::device_synchronize();
   c10::cuda::CUDACachingAllocator::emptyCache();
-  const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+  const c10::StreamGuard guard(c10::cuda::getStreamFromPool());
   // Relaxed: other threads, autograd's among them, may allocate meanwhile.
   recorded->graph.capture_begin({0, 0}, cudaStreamCaptureModeRelaxed);
   try {
