@@ -25,7 +25,7 @@ std::vector<std::string_view> names_for(const KernelCase& c, DType dtype,
                                         bool with_reference) {
   StoredExperts stored(c, dtype, values, previous);
   std::vector<std::string_view> names;
-  for (const Variant& variant : kernels::cpu::variants()) {
+  for (const Variant& variant : tested_variants()) {
     if (variant.name == "reference" && !with_reference) continue;
     if (variant.supports(stored.arguments(), c.options).empty()) names.push_back(variant.name);
   }

@@ -49,9 +49,12 @@ class StoredExperts {
   std::vector<std::vector<char>> inputs_before_;
 };
 
-// Forward and backward of a CPU variant with NaN-filled outputs and workspaces; reports broken
+// What tests run on the CPU: the variants of the library, and AMX-BF16 on emulated tiles.
+std::vector<kernels::Variant> tested_variants();
+
+// Forward and backward of one of them with NaN-filled outputs and workspaces; reports broken
 // guards and changed inputs as test failures.
-KernelResults run_cpu(std::string_view variant, const KernelCase& kernel_case, kernels::DType dtype,
+KernelResults run_cpu(std::string_view name, const KernelCase& kernel_case, kernels::DType dtype,
                       const KernelValues& values, const KernelValues& previous,
                       const Executor& executor = serial_executor());
 
