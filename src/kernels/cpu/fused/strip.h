@@ -286,17 +286,22 @@ class WeightStrip {
 
   // Outputs may lie side by side: the lines of a row of weights are read together.
   void pack_columns(int64_t begin, int64_t end, char* packed) const {
+    const Weights w = w_;  // what is packed might alias members
+    const Storage* data = w.data + n_ * w.n_stride;
+    const int64_t num_n = w.num_n - n_;
     if constexpr (P::kPacksOutputs) {
       for (int64_t unit = begin; unit < end; ++unit, packed += kUnitStride) {
         for (int64_t i = 0; i < kStrip; i += kLanes) {
-          V::store(packed + i * kOutputStride, column(i, unit));
+          V::store(packed + i * kOutputStride, column(w, data + i * w.n_stride, num_n - i, unit));
         }
       }
     } else {
       for (int64_t unit = begin; unit < end; unit += kLanes, packed += kLanes * kUnitStride) {
         Words words[kStrip / kLanes][kLanes];
         for (int64_t j = 0; j < kLanes; ++j) {  // zeros past the end
-          for (int64_t i = 0; i < kStrip; i += kLanes) words[i / kLanes][j] = column(i, unit + j);
+          for (int64_t i = 0; i < kStrip; i += kLanes) {
+            words[i / kLanes][j] = column(w, data + i * w.n_stride, num_n - i, unit + j);
+          }
         }
         for (int64_t i = 0; i < kStrip; ++i) {
           if (i % kLanes == 0) V::transpose(words[i / kLanes]);
@@ -306,22 +311,22 @@ class WeightStrip {
     }
   }
 
-  // One unit of kLanes outputs from output i of the strip on.
-  Words column(int64_t i, int64_t unit) const {
+  // One unit of kLanes outputs, of which num_n are there.
+  static Words column(const Weights& w, const Storage* outputs, int64_t num_n, int64_t unit) {
     Words words{};
-    for (int64_t j = 0; j < kValues && unit * kValues + j < w_.num_k; ++j) {
-      const int64_t k = unit * kValues + j;
-      words |= values_at(w_.data + (n_ + i) * w_.n_stride + k * w_.k_stride, w_.num_n - n_ - i, j);
+    for (int64_t j = 0; j < kValues && unit * kValues + j < w.num_k; ++j) {
+      const Storage* from = outputs + (unit * kValues + j) * w.k_stride;
+      words |= values_at(from, w.n_stride, num_n, j);
     }
     return words;
   }
 
   // Value k of kLanes outputs, of which num_n are there, where it belongs in a unit: in the upper
   // half for the second of a pair.
-  Words values_at(const Storage* from, int64_t num_n, int64_t half) const {
+  static Words values_at(const Storage* from, int64_t n_stride, int64_t num_n, int64_t half) {
     Storage gathered[kLanes] = {};
-    if (w_.n_stride != 1 || num_n < kLanes) {
-      for (int64_t i = 0; i < kLanes && i < num_n; ++i) gathered[i] = from[i * w_.n_stride];
+    if (n_stride != 1 || num_n < kLanes) {
+      for (int64_t i = 0; i < kLanes && i < num_n; ++i) gathered[i] = from[i * n_stride];
       from = gathered;
     }
     if constexpr (kValues == 2) {
