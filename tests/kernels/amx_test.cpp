@@ -172,15 +172,35 @@ TEST(EmulatedTiles, RefuseWhatTheCpuFaultsOn) {
   EmulatedTiles::release();
 }
 
-TEST(EmulatedTiles, AreReleasedAfterEveryRegion) {
-  const KernelCase& c = kernel_cases().front();
-  run_cpu(emulated_amx().variant.name, c, DType::kBF16, make_values(c, DType::kBF16),
-          make_previous(c, c.gradient_dtype(DType::kBF16)));
+// Multiply-adds of tiles in forward and backward of one expert; none stays configured after.
+int64_t num_multiplied(std::string_view variant, int64_t num_rows, bool transposed) {
+  KernelCase c;
+  c.name = "whole_tiles";
+  c.model_dim = 64;
+  c.hidden_dim = 32;
+  c.counts = {num_rows};
+  c.options.transposed = transposed;
+  const int64_t before = EmulatedTiles::num_multiplied();
+  run_cpu(variant, c, DType::kBF16, make_values(c, DType::kBF16), make_previous(c, DType::kBF16));
   EXPECT_FALSE(EmulatedTiles::is_configured());
+  return EmulatedTiles::num_multiplied() - before;
+}
+
+TEST(AmxVariant, MultipliesAllButFewRowsByTiles) {
+  for (const auto* implementation : unlisted_implementations()) {
+    for (const bool transposed : {false, true}) {
+      const std::string_view name = implementation->variant.name;
+      SCOPED_TRACE(name);
+      // 18 R D H operations of 2 * 16 * 16 * 32 each.
+      EXPECT_EQ(num_multiplied(name, 32, transposed), 18 * 32 * 64 * 32 / 16384);
+      // Dots and columns take few rows, but for backward of transposed weights: 6 R D H.
+      EXPECT_EQ(num_multiplied(name, 8, transposed), transposed ? 6 * 16 * 64 * 32 / 16384 : 0);
+    }
+  }
 }
 
 TEST(AmxTiles, GiveTheBitsOfEmulatedOnes) {
-  if (!has_amx()) GTEST_SKIP() << "no AMX-BF16: this CPU or operating system does not offer it";
+  if (!has_amx()) GTEST_SKIP() << "this CPU or operating system does not offer AMX-BF16";
   for (const bool any_bits : {false, true}) {
     for (uint64_t draw = 0; draw < 200; ++draw) {
       const Operands before = random_operands(draw, any_bits);
@@ -221,9 +241,12 @@ TEST(AmxVariant, IsListedFirstAndRefusesWhereTheCpuHasNone) {
 
 TEST(AmxVariant, IsEmulatedInTestsOnly) {
   for (const Variant& variant : kernels::cpu::variants()) {
-    EXPECT_NE(variant.name, emulated_amx().variant.name);
+    for (const auto* implementation : unlisted_implementations()) {
+      EXPECT_NE(variant.name, implementation->variant.name);
+    }
   }
-  EXPECT_EQ(tested_variants().front().name, emulated_amx().variant.name);
+  EXPECT_EQ(tested_variants().size(),
+            kernels::cpu::variants().size() + unlisted_implementations().size());
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include "base/error_word.h"
 #include "support/errors.h"
 #include "support/kernels/cases.h"
-#include "support/kernels/emulated_tiles.h"
 #include "support/kernels/stored.h"
 
 namespace amoeba::test {
@@ -229,7 +228,9 @@ TEST(CpuVariants, ComputeNothingFromContradictoryRouting) {
       for (const Variant& variant : kernels::cpu::variants()) {
         expect_nothing_computed(variant, variant, dtype, damage.make);
       }
-      expect_nothing_computed(emulated_amx(), emulated_amx().variant, dtype, damage.make);
+      for (const auto* implementation : unlisted_implementations()) {
+        expect_nothing_computed(*implementation, implementation->variant, dtype, damage.make);
+      }
     }
   }
 }

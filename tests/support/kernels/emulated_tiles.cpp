@@ -30,6 +30,7 @@ struct Registers {
   Tile tiles[kNumTiles];
 };
 thread_local Registers registers;
+thread_local int64_t num_multiply_adds = 0;
 
 Tile& usable(const char* operation, int tile) {
   AMOEBA_CHECK(registers.is_configured, operation, ": no shapes are configured on this thread");
@@ -70,6 +71,8 @@ void EmulatedTiles::release() { registers = Registers(); }
 
 bool EmulatedTiles::is_configured() { return registers.is_configured; }
 
+int64_t EmulatedTiles::num_multiplied() { return num_multiply_adds; }
+
 void EmulatedTiles::zero(int tile) {
   Tile& zeroed = usable("tilezero", tile);
   std::memset(zeroed.data, 0, sizeof zeroed.data);
@@ -104,6 +107,7 @@ void EmulatedTiles::multiply_add(int sum, int left, int right) {
       a.num_rows == c.num_rows && b.row_bytes == c.row_bytes && a.row_bytes == 4 * b.num_rows,
       "tdpbf16ps: [", c.num_rows, ", ", c.row_bytes, "] += [", a.num_rows, ", ", a.row_bytes,
       "] * [", b.num_rows, ", ", b.row_bytes, "]");
+  ++num_multiply_adds;
   for (int m = 0; m < c.num_rows; ++m) {
     for (int n = 0; n < c.row_bytes / 4; ++n) {
       float sums[2] = {0.0f, 0.0f};

@@ -14,7 +14,8 @@ class EmulatedTiles {
  public:
   static void configure(const kernels::cpu::TileShapes& shapes);
   static void release();
-  static bool is_configured();  // on this thread
+  static bool is_configured();      // on this thread
+  static int64_t num_multiplied();  // multiply_adds of this thread so far
 
   template <int kTile>
   static void zero() {
@@ -33,7 +34,7 @@ class EmulatedTiles {
     multiply_add(kSum, kLeft, kRight);
   }
 
- private:
+  // The same with numbers that are known when run.
   static void zero(int tile);
   static void load(int tile, const void* from, int64_t stride);
   static void store(int tile, void* to, int64_t stride);

@@ -9,6 +9,7 @@
 #include "amoeba/error.h"
 #include "base/rng.h"
 #include "support/kernels/emulated_tiles.h"
+#include "support/kernels/trapped_tiles.h"
 
 namespace amoeba::test {
 namespace {
@@ -277,9 +278,17 @@ std::string StoredExperts::damage() {
   return "";
 }
 
+std::vector<const kernels::cpu::Implementation*> unlisted_implementations() {
+  std::vector<const kernels::cpu::Implementation*> implementations = {&emulated_amx()};
+  if (trapped_amx() != nullptr) implementations.push_back(trapped_amx());
+  return implementations;
+}
+
 std::vector<kernels::Variant> tested_variants() {
   std::vector<kernels::Variant> variants = kernels::cpu::variants();
-  variants.insert(variants.begin(), emulated_amx().variant);
+  for (const auto* implementation : unlisted_implementations()) {
+    variants.push_back(implementation->variant);
+  }
   return variants;
 }
 
@@ -300,8 +309,13 @@ KernelResults run_cpu(std::string_view name, const KernelCase& c, DType dtype,
     EXPECT_TRUE(saved.is_intact() && forward_scratch.is_intact() && backward_scratch.is_intact())
         << name << " " << c;
   };
-  if (name == emulated_amx().variant.name) {
-    run(emulated_amx());
+  const auto unlisted = unlisted_implementations();
+  const auto found = std::find_if(unlisted.begin(), unlisted.end(),
+                                  [&](const cpu::Implementation* implementation) {
+                                    return implementation->variant.name == name;
+                                  });
+  if (found != unlisted.end()) {
+    run(**found);
   } else {
     run(cpu::choose_variant(arguments, c.options, name));
   }
