@@ -162,6 +162,18 @@ struct Packing {
     return load_units(padded, scale);
   }
 
+  // A unit of kLanes neighbouring outputs, whose values are k_stride apart.
+  static Vec load_column(const Storage* from, int64_t k_stride, bool has_second) {
+    if constexpr (kValues == 2) {
+      using Shorts = typename V::Shorts;
+      const Words low = V::widen_words(V::template load<Shorts>(from));
+      if (!has_second) return (Vec)low;
+      return (Vec)(low | V::widen_words(V::template load<Shorts>(from + k_stride)) << 16);
+    } else {
+      return load_values(from);
+    }
+  }
+
   // Units [begin, end) of kLanes rows to to[unit - begin][lane], `stride` bytes a unit. A row that
   // is nullptr gives zeros.
   static void transpose_rows(const Storage* const* rows, const float* scales, int64_t num_values,
@@ -284,15 +296,29 @@ class WeightStrip {
     }
   }
 
-  // Outputs may lie side by side: the lines of a row of weights are read together.
   void pack_columns(int64_t begin, int64_t end, char* packed) const {
-    const Weights w = w_;  // what is packed might alias members
-    const Storage* data = w.data + n_ * w.n_stride;
-    const int64_t num_n = w.num_n - n_;
+    constexpr int64_t kStep = P::kPacksOutputs ? 1 : kLanes;
+    const Storage* outputs = w_.data + n_ * w_.n_stride;
+    const int64_t num_n = w_.num_n - n_;
+    const int64_t last = w_.num_k / kValues < end ? w_.num_k / kValues : end;
+    int64_t whole = begin;
+    if (w_.n_stride == 1 && num_n >= kStrip && last > begin) {
+      whole += (last - begin) / kStep * kStep;
+    }
+    pack_columns<true>(w_, outputs, num_n, begin, whole, packed);
+    pack_columns<false>(w_, outputs, num_n, whole, end, packed + (whole - begin) * kUnitStride);
+  }
+
+  // `kIsWhole`: kStrip outputs lie side by side and all values of the units are there. The lines of
+  // a row of weights are read together.
+  template <bool kIsWhole>
+  static void pack_columns(Weights w, const Storage* outputs, int64_t num_n, int64_t begin,
+                           int64_t end, char* packed) {
     if constexpr (P::kPacksOutputs) {
       for (int64_t unit = begin; unit < end; ++unit, packed += kUnitStride) {
         for (int64_t i = 0; i < kStrip; i += kLanes) {
-          V::store(packed + i * kOutputStride, column(w, data + i * w.n_stride, num_n - i, unit));
+          const Storage* from = outputs + i * w.n_stride;
+          V::store(packed + i * kOutputStride, column<kIsWhole>(w, from, num_n - i, unit));
         }
       }
     } else {
@@ -300,7 +326,8 @@ class WeightStrip {
         Words words[kStrip / kLanes][kLanes];
         for (int64_t j = 0; j < kLanes; ++j) {  // zeros past the end
           for (int64_t i = 0; i < kStrip; i += kLanes) {
-            words[i / kLanes][j] = column(w, data + i * w.n_stride, num_n - i, unit + j);
+            const Storage* from = outputs + i * w.n_stride;
+            words[i / kLanes][j] = column<kIsWhole>(w, from, num_n - i, unit + j);
           }
         }
         for (int64_t i = 0; i < kStrip; ++i) {
@@ -312,11 +339,13 @@ class WeightStrip {
   }
 
   // One unit of kLanes outputs, of which num_n are there.
+  template <bool kIsWhole>
   static Words column(const Weights& w, const Storage* outputs, int64_t num_n, int64_t unit) {
+    const Storage* from = outputs + unit * kValues * w.k_stride;
+    if constexpr (kIsWhole) return (Words)Packing<F>::load_column(from, w.k_stride, true);
     Words words{};
     for (int64_t j = 0; j < kValues && unit * kValues + j < w.num_k; ++j) {
-      const Storage* from = outputs + (unit * kValues + j) * w.k_stride;
-      words |= values_at(from, w.n_stride, num_n, j);
+      words |= values_at(from + j * w.k_stride, w.n_stride, num_n, j);
     }
     return words;
   }

@@ -29,10 +29,9 @@ std::string bf16_refusal(const ExpertsArguments& arguments, const ExpertsOptions
   return fused_refusal(arguments, options);
 }
 std::string supports_amx_bf16(const ExpertsArguments& arguments, const ExpertsOptions& options) {
-  if (!cpu_features().amx_bf16) {
-    return "needs AMX-BF16: this CPU or operating system does not offer it";
-  }
-  return bf16_refusal(arguments, options);
+  const std::string reason = bf16_refusal(arguments, options);
+  if (!reason.empty() || cpu_features().amx_bf16) return reason;
+  return "needs AMX-BF16: this CPU or operating system does not offer it";
 }
 std::string supports_avx512_bf16(const ExpertsArguments& arguments, const ExpertsOptions& options) {
   if (!cpu_features().avx512_bf16) return "this CPU has no AVX512-BF16";
