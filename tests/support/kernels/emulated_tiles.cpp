@@ -48,7 +48,27 @@ float half_of(uint32_t pair, bool high) {
   return flushed(std::bit_cast<float>(high ? pair & 0xffff0000 : pair << 16));
 }
 
-float multiply_add(float a, float b, float sum) { return flushed(std::fma(a, b, flushed(sum))); }
+// A product of two bf16 is exact in fp32 where it is normal; then an addition is as good as the
+// fused operation, which is a slow call where the compiler may not use the instruction.
+float multiply_add(float a, float b, float sum) {
+  const float product = a * b, size = std::fabs(product);
+  const bool is_exact = (size >= FLT_MIN && size <= FLT_MAX) || a == 0 || b == 0;
+  return flushed(is_exact ? flushed(sum) + product : std::fma(a, b, flushed(sum)));
+}
+
+// The first and the second values of a tile's pairs as fp32.
+struct Halves {
+  explicit Halves(const Tile& tile) {
+    for (int row = 0; row < tile.num_rows; ++row) {
+      for (int i = 0; i < tile.row_bytes / 4; ++i) {
+        const auto pair = tile.get<uint32_t>(row, i);
+        value[0][row][i] = half_of(pair, false);
+        value[1][row][i] = half_of(pair, true);
+      }
+    }
+  }
+  float value[2][16][16];
+};
 
 }  // namespace
 
@@ -108,16 +128,21 @@ void EmulatedTiles::multiply_add(int sum, int left, int right) {
       "tdpbf16ps: [", c.num_rows, ", ", c.row_bytes, "] += [", a.num_rows, ", ", a.row_bytes,
       "] * [", b.num_rows, ", ", b.row_bytes, "]");
   ++num_multiply_adds;
+  const Halves x(a), y(b);
+  const int num_columns = c.row_bytes / 4;
   for (int m = 0; m < c.num_rows; ++m) {
-    for (int n = 0; n < c.row_bytes / 4; ++n) {
-      float sums[2] = {0.0f, 0.0f};
-      for (int k = 0; k < b.num_rows; ++k) {
-        const auto x = a.get<uint32_t>(m, k), y = b.get<uint32_t>(k, n);
-        for (const bool high : {false, true}) {
-          sums[high] = test::multiply_add(half_of(x, high), half_of(y, high), sums[high]);
+    float sums[2][16] = {};
+    for (int k = 0; k < b.num_rows; ++k) {
+      for (int half = 0; half < 2; ++half) {
+        const float left_value = x.value[half][m][k];
+        for (int n = 0; n < num_columns; ++n) {
+          float& to = sums[half][n];
+          to = test::multiply_add(left_value, y.value[half][k][n], to);
         }
       }
-      const float both = flushed(sums[0] + sums[1]);
+    }
+    for (int n = 0; n < num_columns; ++n) {
+      const float both = flushed(sums[0][n] + sums[1][n]);
       c.set(m, n, flushed(flushed(c.get<float>(m, n)) + both));
     }
   }
