@@ -111,7 +111,9 @@ std::vector<OperatorVariant> experts_variants(const OperatorInputs& inputs) {
   std::vector<OperatorVariant> variants;
   for (const std::string& line : call_with_inputs<std::vector<std::string>>(
            "amoeba::experts_variants", "", inputs, kKeeps, std::tuple<>(), std::tuple<>())) {
-    variants.push_back({line.substr(0, line.find('\t')), line.substr(line.rfind('\t') + 1)});
+    const size_t first = line.find('\t'), second = line.find('\t', first + 1);
+    variants.push_back({line.substr(0, first), line.substr(first + 1, second - first - 1),
+                        line.substr(second + 1)});
   }
   return variants;
 }

@@ -59,7 +59,7 @@ OperatorGradients experts_backward_accumulate(const at::Tensor& dy, const at::Te
                                               const OperatorInputs& inputs, ExpertWeights sums);
 
 struct OperatorVariant {
-  std::string name;
+  std::string name, summary;
   std::string refusal;  // "": takes the problem
 };
 
