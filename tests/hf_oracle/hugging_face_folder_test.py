@@ -51,8 +51,26 @@ CASES = [
     # The norms of the latents keep their own eps.
     ("deepseek_v3, full query, another eps", "DeepseekV3",
      plain.V3 | {"q_lora_rank": None, "rope_parameters": plain.PLAIN, "rms_norm_eps": 1e-2}),
+    ("deepseek_v3, YaRN with two mscales", "DeepseekV3",
+     plain.V3 | {"q_lora_rank": 16, "rope_parameters": plain.TWO_MSCALES}),
     ("llama", "Llama", plain.GROUPED | {"intermediate_size": 52}),
     ("qwen3", "Qwen3", plain.GROUPED | {"intermediate_size": 52}),
+    ("qwen3_moe, YaRN", "Qwen3Moe",
+     plain.GROUPED | {"moe_intermediate_size": 18, "num_experts": 5, "num_experts_per_tok": 2,
+                      "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                      "rope_parameters": plain.GROUPED_YARN}),
+    ("mixtral, YaRN, own factor, fractional bounds", "Mixtral",
+     plain.GROUPED | {"intermediate_size": 18, "num_local_experts": 5, "num_experts_per_tok": 2,
+                      "rope_parameters": plain.GROUPED_YARN | {"attention_factor": 1.3,
+                                                               "truncate": False}}),
+    ("olmoe, linear", "Olmoe",
+     plain.COMMON | {"num_key_value_heads": 2, "hidden_size": 48, "rms_norm_eps": 1e-5,
+                     "rope_parameters": plain.LINEAR, "intermediate_size": 18, "num_experts": 5,
+                     "num_experts_per_tok": 2, "eos_token_id": 2}),
+    ("llama, llama3", "Llama",
+     plain.GROUPED | {"intermediate_size": 52, "rope_parameters": plain.LLAMA3}),
+    ("qwen3, linear", "Qwen3",
+     plain.GROUPED | {"intermediate_size": 52, "rope_parameters": plain.LINEAR}),
 ]
 # (what, dense case, settings): the loss starts at the dense model's.
 UPCYCLED = [
@@ -191,8 +209,9 @@ def export(amoeba, folder, out, *options, to="hf"):
                    check=True, capture_output=True)
 
 
-def check_export(amoeba, model, folder, work, inputs):
-    """What is wrong with the export of what was imported."""
+def check_export(oracle, amoeba, model, folder, work, inputs, ours):
+    """What is wrong with the export of what was imported. It holds the rotation under the key before
+    transformers 5, the original under the one since."""
     out = Path(work, "exported")
     export(amoeba, folder, out, "--max-shard-bytes", str(SHARD_BYTES))
     before, after = weights_of(folder), weights_of(out)
@@ -209,19 +228,25 @@ def check_export(amoeba, model, folder, work, inputs):
     with torch.no_grad():
         if not torch.equal(loaded.eval()(inputs["tokens"]).logits, model(inputs["tokens"]).logits):
             wrong.append("transformers computes other logits from it")
+    again = run_ours(oracle, out, inputs)
+    if ours.keys() != again.keys() or not all(torch.equal(ours[name], again[name]) for name in ours):
+        wrong.append("we compute something else from it")
     return wrong
 
 
 def check_faults(oracle, kind, folder, inputs, theirs):
     """A comparison that passes these proves nothing."""
-    faults = {"theta": {"rope_theta": 120.0}, "eps": {"rms_norm_eps": 1e-1}}
+    path = Path(folder, "config.json")
+    text = path.read_text(encoding="utf-8")
+    rope = json.loads(text)["rope_parameters"]
+    faults = {"eps": {"rms_norm_eps": 1e-1}, "theta": {"rope_parameters": rope | {"rope_theta": 120.0}}}
+    if rope["rope_type"] != "default":
+        faults["not stretched"] = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
+    if plain.attention_factor(rope) != 1:
+        faults["attention factor"] = {"rope_parameters": rope | {"attention_factor": 1.0}}
     wrong = []
     for what, change in faults.items():
-        path = Path(folder, "config.json")
-        text = path.read_text(encoding="utf-8")
         config = json.loads(text) | change
-        if what == "theta":
-            config["rope_parameters"] = config["rope_parameters"] | change
         path.write_text(json.dumps(config), encoding="utf-8")
         found = plain.errors_of({"logits": run_ours(oracle, folder, inputs)["logits"]},
                                 {"logits": theirs["logits"]})["logits"]
@@ -247,7 +272,7 @@ def check(oracle, amoeba, title, kind, options):
                  if not error <= (LOGITS_BOUND if name == "logits" else plain.BOUND)]
         wrong += [f"{name}, worst row: {error:.1e}" for name, error in rows.items()
                   if not error <= plain.ROW_BOUND]
-        wrong += check_export(amoeba, model, folder, work, inputs)
+        wrong += check_export(oracle, amoeba, model, folder, work, inputs, ours)
         wrong += check_faults(oracle, kind, folder, inputs, theirs)
 
         excess = bf16_errors(oracle, model, kind, work)
