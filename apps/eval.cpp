@@ -208,8 +208,8 @@ std::string describe(const Object& record) {
 }  // namespace
 
 int run_eval(const Arguments& arguments) {
-  std::string checkpoint, windows = "0", questions = "0", json, device = "auto", threads = "0";
-  std::string backend;
+  std::string checkpoint, seq_len = "0", windows = "0", questions = "0", json;
+  std::string device = "auto", threads = "0", backend;
   EvalOptions options;
   const Command command{
       "eval",
@@ -222,6 +222,10 @@ int run_eval(const Arguments& arguments) {
         "held-out part of the training text",
         &options.texts},
        {"--choices", "answer the questions of this JSONL file; may be repeated", &options.choices},
+       {"--seq-len",
+        "tokens of a window; 0: the trained length, or a Hugging Face folder's whole context "
+        "(default 0)",
+        nullptr, &seq_len},
        {"--max-windows", "windows to evaluate of each text; 0: all (default 0)", nullptr, &windows},
        {"--max-questions", "questions to answer of each file; 0: all (default 0)", nullptr,
         &questions},
@@ -239,9 +243,9 @@ int run_eval(const Arguments& arguments) {
 
   train::Progress progress = terminal_progress();
   PosixFileSystem files;
-  train::LoadedModel loaded =
-      train::load_model(files, checkpoint, {device, to_integer("--num-threads", threads), backend},
-                        terminal_log(progress));
+  const train::LoadModelOptions load{device, to_integer("--num-threads", threads), backend,
+                                     to_integer("--seq-len", seq_len)};
+  train::LoadedModel loaded = train::load_model(files, checkpoint, load, terminal_log(progress));
   catch_stop_signals();
   const std::vector<Object> records = Judge(files, loaded, options, progress).run();
   if (records.empty()) {
@@ -254,8 +258,8 @@ int run_eval(const Arguments& arguments) {
     std::printf("%s", lines.c_str());
     return 0;
   }
-  write_file_atomically(files, json, lines);
   for (const Object& record : records) std::printf("%s\n", describe(record).c_str());
+  write_file_atomically(files, json, lines);
   return 0;
 }
 

@@ -207,9 +207,9 @@ int run_generate(const Arguments& arguments) {
     AMOEBA_CHECK_KIND(kData, !prompts[0].empty(), "generate: '", prompt_file,
                       "' is empty, want some text");
   }
-  train::LoadedModel loaded =
-      train::load_model(files, checkpoint, {device, to_integer("--num-threads", threads), backend},
-                        terminal_log(progress));
+  train::LoadedModel loaded = train::load_model(
+      files, checkpoint, {device, to_integer("--num-threads", threads), backend, 0},
+      terminal_log(progress));
   options.context = loaded.config.training.seq_len;
   catch_stop_signals();
   if (is_chat) {

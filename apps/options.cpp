@@ -27,10 +27,15 @@ void on_stop_signal(int signal) {
   stop_signals = stop_signals + 1;
 }
 
-[[noreturn]] void fail_unexpected(const Command& command, const std::string& argument) {
+// The option that was meant, or "".
+std::string nearest_option(const Command& command, const std::string& argument) {
   std::vector<std::string> names;
   for (const Option& option : command.options) names.push_back(option.name);
-  const std::string near = nearest_name(argument.substr(0, argument.find('=')), names);
+  return nearest_name(argument.substr(0, argument.find('=')), names);
+}
+
+[[noreturn]] void fail_unexpected(const Command& command, const std::string& argument) {
+  const std::string near = nearest_option(command, argument);
   fail(ErrorKind::kUsage, cat(command.name, ": unexpected '", printable(argument), "'",
                               near.empty() ? "" : cat(", did you mean '", near, "'?"), " (amoeba ",
                               command.name, " --help)"));
@@ -68,6 +73,13 @@ Parsed parse(const Command& command, const Arguments& arguments) {
   }
   parsed.rest = app.remaining();
   if (!parsed.rest.empty() && !command.takes_overrides) fail_unexpected(command, parsed.rest[0]);
+  for (const std::string& argument : parsed.rest) {
+    // Keys of a configuration have a dot; what has none may be an option that is misspelt.
+    const bool is_key = argument.substr(0, argument.find('=')).find('.') != argument.npos;
+    if (argument.starts_with("--") && !is_key && !nearest_option(command, argument).empty()) {
+      fail_unexpected(command, argument);
+    }
+  }
   return parsed;
 }
 

@@ -1,14 +1,19 @@
 """The expert layer against torch's and transformers' ways, in one process, interleaved.
 
-Usage: experts.py [--device cpu] [--shapes A,B] [--rows 1,4,...] [--dtypes fp32,bf16] [--peers ...]
-                  [--threads N] [--clock wall|cpu] [--cell-seconds S] [--slow-seconds S] [--budget S] [--out NAME]
+Usage: experts.py [--device cpu] [--shapes A,B] [--peers A,B] [--budget S] [--out NAME]
+                  [--rows 1,4,...] [--dtypes fp32,bf16] [--threads N] [--clock wall|cpu] [--cell-seconds S] [--slow-seconds S]
+       experts.py --device cuda [--shapes A,B] [--peers A,B] [--budget S] [--out NAME]
+                  [--routing uniform,zipf] [--rounds N]
+       experts.py --merge A.json,B.json --out NAME
 
 Needs the amoeba package (PYTHONPATH=build/python, or installed). Prints markdown; --out also writes NAME.md
 and NAME.json. Each run is a forward and a backward with fresh gradients of x, scores and weights; both
 are medians, minima in JSON. Useful work is 6 R D H forward and 12 R D H backward. A run's first pass
 only warms up, unless it took longer than --cell-seconds: then it is the only one. Paths slower than
 --slow-seconds are left out at further row counts of the shape, everything after --budget seconds.
+The default device is cuda where torch sees a GPU; what is measured there is said in experts_card.py.
 On a machine that does other work, `--threads 1 --clock cpu` measures the CPU time of one thread.
+Runs of some shapes or dtypes at a time, each with ceilings of its own, become one report by --merge.
 
 Legend: T tokens, D model width, H expert width, E experts, K choices, R = T*K rows, m = R/E rows an expert.
 """
@@ -263,7 +268,6 @@ def cpu_model():
     return platform.processor()
 
 
-DEVICES = {"cpu": Cpu}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -373,59 +377,78 @@ def figures(group, ceilings, families):
     return found
 
 
-def report(result, families):
-    """Markdown of a result."""
-    peaks, bandwidth = result["ceilings"]
-    lines = [
-        f"{result['device']}; torch {torch.__version__}. Square products of torch, the better of MKL and oneDNN: "
-        + ", ".join(f"{n} {p:.0f} GF/s" for n, p in peaks.items())
-        + f"; reads {bandwidth:.1f} GB/s.",
-        "",
-    ]
-    verdicts = []
-    for group in result["groups"]:
-        head = f"{group['shape']} (D, H, E, K = {', '.join(map(str, group['size']))}), {group['dtype']}, {group['rows']} rows an expert"
-        lines += [f"### {head}", ""]
-        lines += ["| path | forward ms | GF/s | of peak | forward+backward ms | GF/s | of peak | saved MB | error |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        peak = peaks[group["dtype"]]
-        for name, cell in group["cells"].items():
-            row = [name]
-            for kind, work in (("forward", 1), ("both", 3)):
-                speed = 1e-6 * work * group["flops"] / cell[f"{kind}_ms"]
-                row += [f"{cell[f'{kind}_ms']:.1f}", f"{speed:.0f}", f"{100 * speed / peak:.0f} %"]
-            row += [f"{1e-6 * cell['saved_bytes']:.1f}", f"{cell['error']:.1e}"] if "error" in cell else ["", ""]
-            lines.append("| " + " | ".join(row) + " |")
-        lines.append("")
-        got = figures(group, result["ceilings"], families)
-        for name, bar in bars(group["rows"], group["dtype"]).items():
-            if name in got:
-                verdict = "met" if got[name] >= bar else "NOT MET"
-                where = f"{group['shape']} | {group['dtype']} | {group['rows']}"
-                verdicts.append(f"| {where} | {name} | {bar:.2f} | {got[name]:.2f} | {verdict} |")
+def report(results, families):
+    """Markdown of some runs."""
+    lines, verdicts, left_out = [], [], []
+    for result in results:
+        peaks, bandwidth = result["ceilings"]
+        left_out += result["left_out"]
+        lines += [
+            f"{result['device']}; torch {result['torch']}. Square products of torch, the better of MKL and oneDNN: "
+            + ", ".join(f"{n} {p:.0f} GF/s" for n, p in peaks.items())
+            + f"; reads {bandwidth:.1f} GB/s.",
+            "",
+        ]
+        for group in result["groups"]:
+            lines += table(group, peaks[group["dtype"]])
+            got = figures(group, result["ceilings"], families)
+            for name, bar in bars(group["rows"], group["dtype"]).items():
+                if name in got:
+                    verdict = "met" if got[name] >= bar else "NOT MET"
+                    where = f"{group['shape']} | {group['dtype']} | {group['rows']}"
+                    verdicts.append(f"| {where} | {name} | {bar:.2f} | {got[name]:.2f} | {verdict} |")
     lines += ["### Bars", "", "| shape | dtype | rows | what | bar | got | |", "|---|---|---|---|---|---|---|"] + verdicts
-    if result["left_out"]:
-        lines += ["", "Left out, the budget was spent: " + "; ".join(result["left_out"])]
+    if left_out:
+        lines += ["", "Left out, the budget was spent: " + "; ".join(left_out)]
     return "\n".join(lines) + "\n"
+
+
+def table(group, peak):
+    """Lines of markdown of one group of cells."""
+    size = ", ".join(map(str, group["size"]))
+    lines = [f"### {group['shape']} (D, H, E, K = {size}), {group['dtype']}, {group['rows']} rows an expert", ""]
+    lines += ["| path | forward ms | GF/s | of peak | forward+backward ms | GF/s | of peak | saved MB | error |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for name, cell in group["cells"].items():
+        row = [name]
+        for kind, work in (("forward", 1), ("both", 3)):
+            speed = 1e-6 * work * group["flops"] / cell[f"{kind}_ms"]
+            row += [f"{cell[f'{kind}_ms']:.1f}", f"{speed:.0f}", f"{100 * speed / peak:.0f} %"]
+        row += [f"{1e-6 * cell['saved_bytes']:.1f}", f"{cell['error']:.1e}"] if "error" in cell else ["", ""]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines + [""]
 
 
 # -- Main ----------------------------------------------------------------------------------------------
 
 
-def parse(device_names):
+def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=device_names, default="cpu")
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device)
     parser.add_argument("--shapes", help="names, all by default")
+    parser.add_argument("--peers", help="names, all by default")
+    parser.add_argument("--budget", type=float, default=1500.0, help="seconds after which no group is begun")
+    parser.add_argument("--out")
+    parser.add_argument("--routing", default="uniform,zipf", help="cuda only")
+    parser.add_argument("--rounds", type=int, default=9, help="cuda only")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--dtypes", default=",".join(DTYPES))
-    parser.add_argument("--peers", help="names, all by default")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--cell-seconds", type=float, default=0.8)
     parser.add_argument("--slow-seconds", type=float, default=4.0)
-    parser.add_argument("--budget", type=float, default=1500.0)
-    parser.add_argument("--out")
+    parser.add_argument("--merge", help="JSON files of earlier runs on a CPU, to report instead of measuring")
     return parser.parse_args()
+
+
+def publish(options, text, result):
+    print("\n" + text)
+    if options.out:
+        with open(options.out + ".md", "w", encoding="utf-8") as file:
+            file.write(text)
+        with open(options.out + ".json", "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
 
 
 def choose(names, known):
@@ -437,15 +460,35 @@ def choose(names, known):
     return {name: known[name] for name in names.split(",")}
 
 
+def read_json(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def main():
-    options = parse(list(DEVICES))
+    options = parse()
+    if options.device == "cuda" and not options.merge:
+        import experts_card  # which imports this file
+
+        experts_card.run(options)
+        return
+    if options.merge:
+        results = [run for path in options.merge.split(",") for run in read_json(path)]
+    else:
+        results = [measure_all(options)]
+    families = {name: peer.family for name, peer in peers("cpu").items()}
+    publish(options, report(results, families), results)
+
+
+def measure_all(options):
+    """Every chosen shape, dtype and row count: what one run found."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = DEVICES[options.device](CLOCKS[options.clock])
+    device = Cpu(CLOCKS[options.clock])
     chosen = choose(options.peers, peers(device.name))
-    families = {name: peer.family for name, peer in chosen.items()}
     begin = time.perf_counter()
-    result = {"device": device.describe(), "ceilings": device.ceilings(), "groups": [], "left_out": []}
+    result = {"device": device.describe(), "torch": torch.__version__, "ceilings": device.ceilings()}
+    result |= {"groups": [], "left_out": []}
     for shape_name, size in choose(options.shapes, shapes(device.name)).items():
         D, H, E, K = size
         for dtype_name in options.dtypes.split(","):
@@ -462,13 +505,7 @@ def main():
                 result["groups"].append(group)
                 mine = ", ".join(f"{n} {c['forward_ms']:.0f}/{c['both_ms']:.0f} ms" for n, c in cells.items())
                 print(f"{time.perf_counter() - begin:5.0f} s  {where}: {mine}", flush=True)
-    text = report(result, families)
-    print("\n" + text)
-    if options.out:
-        with open(options.out + ".md", "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(options.out + ".json", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,19 +1,15 @@
-"""The expert layer on a GPU against its peers, in one process, interleaved.
-
-Usage: experts_card.py [--shapes A,B] [--routing uniform,zipf] [--paths A,B] [--rounds N] [--budget S] [--out NAME]
+"""The part of experts.py for a GPU: the expert layer against its peers, in one process, interleaved.
 
 Needs the amoeba package with its CUDA library; peers that are not installed are named with the reason.
 Every path computes y and the gradients of x, scores and all weights in bf16, its sorting of the rows
-included. Prints markdown with medians of interleaved rounds; --out also writes NAME.md and NAME.json.
+included. Times are medians of interleaved rounds.
 Useful work is 6 R D H forward and 12 R D H backward. "ceiling" is that work alone as balanced batched
 products of cuBLAS, without gather, activation or combine.
 
 Legend: T tokens, D model width, H expert width, E experts, K choices, R = T*K rows.
 """
 
-import argparse
 import importlib.metadata
-import json
 import statistics
 import time
 import warnings
@@ -378,16 +374,8 @@ def report(result):
     return "\n".join(lines) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(options):
     names = [*SHAPES, BIASED]
-    parser.add_argument("--shapes", default=",".join(names))
-    parser.add_argument("--routing", default="uniform,zipf")
-    parser.add_argument("--paths", help="names, all by default")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no group is begun")
-    parser.add_argument("--out")
-    options = parser.parse_args()
     begin = time.perf_counter()
     packages = ("torch", "triton", "transformers", "liger_kernel")
     result = {"device": torch.cuda.get_device_name(), "versions": {name: version(name) for name in packages}}
@@ -395,7 +383,7 @@ def main():
     for name in shared.choose(options.shapes, dict.fromkeys(names)):
         is_biased = name == BIASED
         T, size = SHAPES["gpt-oss-20b" if is_biased else name]
-        makers = shared.choose(options.paths, paths(is_biased)) if not is_biased else paths(True)
+        makers = paths(True) if is_biased else shared.choose(options.peers, paths(False))
         weights = BiasedWeights(size) if is_biased else shared.Weights(size, torch.bfloat16, "cuda")
         for routing in options.routing.split(","):
             if time.perf_counter() - begin > options.budget:
@@ -413,13 +401,4 @@ def main():
             torch.cuda.empty_cache()
         del weights
         torch.cuda.empty_cache()
-    text = report(result)
-    print("\n" + text)
-    if options.out:
-        with open(options.out + ".md", "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(options.out + ".json", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-
-
-main()
+    shared.publish(options, report(result), result)

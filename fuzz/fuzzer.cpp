@@ -47,6 +47,6 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  chosen->run(std::string(reinterpret_cast<const char*>(data), size));
+  chosen->run({reinterpret_cast<const char*>(data), size});
   return 0;
 }

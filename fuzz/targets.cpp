@@ -5,7 +5,7 @@ namespace amoeba::fuzz {
 const std::vector<Target>& targets() {
   static const std::vector<Target> list = {kConfigToml, kConfigJson, kSafetensors, kManifest,
                                            kTokenizer,  kTokenIndex, kTokenNpy,    kTokenLlmc,
-                                           kJsonLines,  kMetrics};
+                                           kJsonLines,  kMetrics,    kHfConfig,    kHfWeights};
   return list;
 }
 

@@ -3,8 +3,10 @@
 #   scripts/campaign.sh            all of them, about an hour
 #   scripts/campaign.sh kills      those whose line begins so
 #   scripts/campaign.sh fuzz [SECONDS]   damaged files, SECONDS for each kind (60)
+#   scripts/campaign.sh sanitizers [CTEST_ARGUMENT...]   every test of the CPU under the sanitizers
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 if [ "${1:-}" = fuzz ]; then exec scripts/fuzz.sh "${2:-60}"; fi
+if [ "${1:-}" = sanitizers ]; then exec scripts/sanitize.sh "${@:2}"; fi
 [ -x build/tests/campaign ] || scripts/build.sh
 export OMP_WAIT_POLICY=passive
 

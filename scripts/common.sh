@@ -49,3 +49,12 @@ build() {
   .venv/bin/cmake --build "$folder" -j "$jobs" ${1:+--target "$@"}
   say "built $folder in $((SECONDS - started)) s"
 }
+
+# test_sanitized FOLDER CTEST_ARGUMENT...: under the address, leak and undefined-behaviour sanitizers,
+# which halt on the first report.
+test_sanitized() {
+  local folder=$1
+  shift
+  LSAN_OPTIONS="suppressions=$PWD/scripts/leaks.txt:print_suppressions=0" UBSAN_OPTIONS=print_stacktrace=1 \
+    .venv/bin/ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@"
+}

@@ -34,7 +34,7 @@ scripts/build.sh
 say "layers without LibTorch, under address and undefined-behaviour sanitizers"
 configure build/asan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE=ON
 build build/asan
-.venv/bin/ctest --test-dir build/asan --output-on-failure --no-tests=error
+test_sanitized build/asan
 
 say "work on two threads, under the thread sanitizer"
 configure build/tsan -DAMOEBA_ENGINE=OFF -DAMOEBA_SANITIZE_THREADS=ON

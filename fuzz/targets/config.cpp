@@ -9,6 +9,10 @@ namespace {
 
 using formats::Value;
 
+Value parse_json(std::string_view text, std::string_view name) {
+  return formats::parse_json(text, name);
+}
+
 // The document as JSON, where numbers that are not finite are null.
 void check_document(const Value& value) {
   const std::string text = formats::write_json(value);
@@ -29,7 +33,7 @@ void check_run_config(const Value& document) {
 }
 
 template <Value (*parse)(std::string_view, std::string_view)>
-bool run(const std::string& data) {
+bool run(std::string_view data) {
   try {
     const Value document = parse(data, "fuzz");
     check_document(document);
@@ -38,6 +42,12 @@ bool run(const std::string& data) {
   } catch (const Error&) {
     return false;
   }
+}
+
+template <Value (*parse)(std::string_view, std::string_view)>
+void read(std::string_view data) {
+  train::RunConfig config;
+  train::make_schema(config).apply(parse(data, "fuzz"), "fuzz");
 }
 
 std::vector<std::string> toml_seeds() {
@@ -58,7 +68,8 @@ std::vector<std::string> json_seeds() {
 
 }  // namespace
 
-extern const Target kConfigToml{"config_toml", run<formats::parse_toml>, toml_seeds};
-extern const Target kConfigJson{"config_json", run<formats::parse_json>, json_seeds};
+extern const Target kConfigToml{"config_toml", run<formats::parse_toml>, read<formats::parse_toml>,
+                                toml_seeds};
+extern const Target kConfigJson{"config_json", run<parse_json>, read<parse_json>, json_seeds};
 
 }  // namespace amoeba::fuzz

@@ -10,16 +10,15 @@ namespace amoeba::fuzz {
 
 namespace {
 
-std::vector<std::string> texts_of(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/f.jsonl", data);
+std::vector<std::string> texts_of(std::string_view data) {
+  InputFiles files({{"/f.jsonl", data}});
   const formats::TextDocuments documents(files, "/f.jsonl", "");
   std::vector<std::string> texts;
   for (int64_t i = 0; i < documents.size(); ++i) texts.push_back(documents.text(i));
   return texts;
 }
 
-bool run_texts(const std::string& data) {
+bool run_texts(std::string_view data) {
   std::vector<std::string> texts;
   try {
     texts = texts_of(data);
@@ -32,6 +31,12 @@ bool run_texts(const std::string& data) {
   }
   expect_same(texts_of(again) == texts, "a text");
   return true;
+}
+
+void read_texts(std::string_view data) {
+  InputFiles files({{"/f.jsonl", data}});
+  const formats::TextDocuments documents(files, "/f.jsonl", "");
+  for (int64_t i = 0; i < documents.size(); ++i) documents.text(i);
 }
 
 // Roll-backs before the steps, which they would take away again.
@@ -48,7 +53,7 @@ std::string lines_of(const train::RunHistory& history) {
   return text;
 }
 
-bool run_metrics(const std::string& data) {
+bool run_metrics(std::string_view data) {
   train::RunHistory history;
   try {
     history = train::parse_metrics(data, "f");
@@ -60,6 +65,8 @@ bool run_metrics(const std::string& data) {
   train::render_report(history, {.title = "fuzz"});
   return true;
 }
+
+void read_metrics(std::string_view data) { train::parse_metrics(data, "f"); }
 
 std::vector<std::string> text_seeds() {
   return {"{\"text\": \"one \\u00e9\\n\"}\n\n{\"id\": 3, \"text\": \"two\", \"x\": [1, {}]}\r\n",
@@ -94,7 +101,7 @@ std::vector<std::string> metrics_seeds() {
 
 }  // namespace
 
-extern const Target kJsonLines{"json_lines", run_texts, text_seeds};
-extern const Target kMetrics{"metrics", run_metrics, metrics_seeds};
+extern const Target kJsonLines{"json_lines", run_texts, read_texts, text_seeds};
+extern const Target kMetrics{"metrics", run_metrics, read_metrics, metrics_seeds};
 
 }  // namespace amoeba::fuzz

@@ -8,14 +8,19 @@ namespace amoeba::fuzz {
 
 namespace {
 
-bool run(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/t.json", data);
+std::unique_ptr<formats::Tokenizer> load(std::string_view data) {
+  InputFiles files({{"/t.json", data}});
+  return formats::load_tokenizer_json(files, "/t.json");
+}
+
+void read(std::string_view data) { load(data)->encode("ab  abc"); }
+
+bool run(std::string_view data) {
   std::unique_ptr<formats::Tokenizer> tokenizer;
   std::vector<int32_t> ids;
   const std::string text = "ab  abc é cab\n<tool>a<|endoftext|> \xff a<s>";
   try {
-    tokenizer = formats::load_tokenizer_json(files, "/t.json");
+    tokenizer = load(data);
     ids = tokenizer->encode(text);
   } catch (const Error&) {  // a regular expression may give up on a text
     return false;
@@ -36,6 +41,6 @@ std::vector<std::string> seeds() { return {test::kByteLevel, test::kSentencePiec
 
 }  // namespace
 
-extern const Target kTokenizer{"tokenizer", run, seeds};
+extern const Target kTokenizer{"tokenizer", run, read, seeds};
 
 }  // namespace amoeba::fuzz

@@ -56,20 +56,30 @@ void write_all(FileSystem& files, const std::string& prefix, const Read& read) {
   writer.finish();
 }
 
+// .npy and llm.c at /f, an index of eight uint16 tokens.
+InputFiles files_of(std::string_view data) {
+  constexpr std::string_view kTokens("\1\0\2\0\3\0\4\0\5\0\6\0\7\0\1\0", 16);
+  return InputFiles({{"/f", data}, {"/f.idx", data}, {"/f.bin", kTokens}});
+}
+
 template <TokenArray (*open)(FileSystem&, const std::string&)>
-bool run(const std::string& data) {
-  test::MemoryFileSystem files;
-  put(files, "/f", data);  // .npy and llm.c
-  put(files, "/f.idx", data);
-  put(files, "/f.bin", std::string("\1\0\2\0\3\0\4\0\5\0\6\0\7\0\1\0", 16));
-  Read read;
+void read(std::string_view data) {
+  InputFiles input = files_of(data);
+  open(input, "/f");
+}
+
+template <TokenArray (*open)(FileSystem&, const std::string&)>
+bool run(std::string_view data) {
+  InputFiles input = files_of(data);
+  Read tokens;
   try {
-    read = read_all(open(files, "/f"));
+    tokens = read_all(open(input, "/f"));
   } catch (const Error&) {
     return false;
   }
-  write_all(files, "/again", read);
-  expect_same(read_all(formats::read_indexed_tokens(files, "/again")) == read, "the tokens");
+  test::MemoryFileSystem files;
+  write_all(files, "/again", tokens);
+  expect_same(read_all(formats::read_indexed_tokens(files, "/again")) == tokens, "the tokens");
   return true;
 }
 
@@ -111,8 +121,11 @@ std::vector<std::string> llmc_seeds() {
 
 }  // namespace
 
-extern const Target kTokenIndex{"token_index", run<formats::read_indexed_tokens>, index_seeds};
-extern const Target kTokenNpy{"token_npy", run<formats::read_npy_tokens>, npy_seeds};
-extern const Target kTokenLlmc{"token_llmc", run<formats::read_llmc_tokens>, llmc_seeds};
+extern const Target kTokenIndex{"token_index", run<formats::read_indexed_tokens>,
+                                read<formats::read_indexed_tokens>, index_seeds};
+extern const Target kTokenNpy{"token_npy", run<formats::read_npy_tokens>,
+                              read<formats::read_npy_tokens>, npy_seeds};
+extern const Target kTokenLlmc{"token_llmc", run<formats::read_llmc_tokens>,
+                               read<formats::read_llmc_tokens>, llmc_seeds};
 
 }  // namespace amoeba::fuzz

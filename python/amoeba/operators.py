@@ -76,12 +76,15 @@ def _setup_context(ctx, inputs, keyword_only_inputs, output):
     ctx.num_bias = len(inputs[GATE_UP_BIAS])
     _, saved, error = output
     ctx.mark_non_differentiable(saved, error)
+    ctx.set_materialize_grads(False)  # else backward gets zeros as large as `saved`
     ctx.save_for_backward(
         saved, *inputs[:GATE_UP], *inputs[GATE_UP], *inputs[GATE_UP_BIAS], *inputs[DOWN:]
     )
 
 
 def _backward(ctx, dy, _dsaved, _derror):
+    if dy is None:
+        return *[None] * GATE_UP, [None] * ctx.num_gate_up, [None] * ctx.num_bias, None, None
     saved, *inputs = ctx.saved_tensors
     bias_at = GATE_UP + ctx.num_gate_up
     down_at = bias_at + ctx.num_bias

@@ -37,6 +37,11 @@ std::string nearest_name(std::string_view name, std::span<const std::string> can
   size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
   std::string best;
   for (const std::string& candidate : candidates) {
+    // At least the difference in length; a name may be a megabyte.
+    if (std::max(name.size(), candidate.size()) - std::min(name.size(), candidate.size()) >=
+        best_distance) {
+      continue;
+    }
     const size_t distance = edit_distance(name, candidate);
     if (distance < best_distance) {
       best_distance = distance;

@@ -15,7 +15,9 @@ constexpr const char* kIndex = "/model.safetensors.index.json";
 
 // A tensor's shard by the index: a plain file name, so that no index reaches out of its folder.
 std::map<std::string, std::string> read_index(FileSystem& files, const std::string& path) {
-  const Value index = parse_json(files.read(path), path);
+  const std::string text = files.read(path);
+  // A tensor has one value in twenty bytes and more: "a":"a.safetensors",
+  const Value index = parse_json(text, path, static_cast<int64_t>(4096 + text.size() / 16));
   const Value& map = index.at("weight_map", path);
   const auto* members = map.get_if<Object>();
   AMOEBA_CHECK_KIND(kData, members != nullptr, path, ": weight_map is ", map.type_name(),

@@ -18,6 +18,12 @@ namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr size_t kLengthBytes = 8;
+// A dimension takes 8 bytes where "1," takes two, an entry of the metadata 64 where "a":"", takes
+// seven: files have a handful.
+constexpr size_t kMaxDimensions = 64;
+constexpr size_t kMaxMetadata = 4096;
+// What the shortest tensor takes of a header: "a":{"dtype":"U8","shape":[],"data_offsets":[0,0]},
+constexpr size_t kMinTensorBytes = 50;
 
 struct DtypeSize {
   std::string_view name;
@@ -74,7 +80,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
       place_ = Place::kRoot;
     } else if (place_ == Place::kRoot) {
       place_ = name_ == "__metadata__" ? Place::kMetadata : Place::kTensor;
-      if (place_ == Place::kTensor) tensors.emplace_back().entry.name = name_;
+      if (place_ == Place::kTensor) tensors.emplace_back().entry.name = std::move(name_);
       seen_ = {};
     } else {
       unexpected("an object");
@@ -94,12 +100,15 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
 
   bool key(std::string& text) override {
     if (place_ == Place::kRoot) {
-      if (!names_.insert(text).second) refuse("tensor '", printable(text), "' appears twice");
-      name_ = text;
+      name_ = std::move(text);
+      if (name_ != "__metadata__") return true;
+      if (has_metadata_) refuse("tensor '__metadata__' appears twice");
+      has_metadata_ = true;
     } else if (place_ == Place::kMetadata) {
       if (!metadata_keys_.insert(text).second)
         refuse(where(), "key '", printable(text), "' appears twice");
-      metadata.emplace_back(text, "");
+      if (metadata.size() == kMaxMetadata) refuse(where(), "more than ", kMaxMetadata, " keys");
+      metadata.emplace_back(std::move(text), "");
     } else {
       const auto found = std::find(kFields.begin(), kFields.end(), text);
       if (found == kFields.end()) refuse(where(), "unknown key '", printable(text), "'");
@@ -112,7 +121,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
 
   bool string(std::string& text) override {
     if (place_ == Place::kMetadata) {
-      metadata.back().second = text;
+      metadata.back().second = std::move(text);
     } else if (place_ == Place::kTensor && field_ == kDtype) {
       if (dtype_size(text) == 0) refuse(where(), "dtype '", printable(text), "' is not supported");
       tensors.back().entry.dtype = text;
@@ -142,7 +151,11 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
       if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
         refuse(where(), "shape holds ", value, ", too large");
       }
-      tensors.back().entry.shape.push_back(static_cast<int64_t>(value));
+      std::vector<int64_t>& shape = tensors.back().entry.shape;
+      if (shape.size() == kMaxDimensions) {
+        refuse(where(), "shape has more than ", kMaxDimensions, " dimensions");
+      }
+      shape.push_back(static_cast<int64_t>(value));
     } else if (place_ == Place::kOffsets) {
       if (num_offsets_ == 0) tensors.back().begin = value;
       if (num_offsets_ == 1) tensors.back().end = value;
@@ -181,7 +194,9 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   static constexpr std::array<std::string_view, 3> kFields = {"dtype", "shape", "data_offsets"};
 
   std::string where() const {
-    return place_ == Place::kMetadata ? "__metadata__: " : cat("tensor '", printable(name_), "': ");
+    if (place_ == Place::kMetadata) return "__metadata__: ";
+    return cat("tensor '", printable(place_ == Place::kRoot ? name_ : tensors.back().entry.name),
+               "': ");
   }
   [[noreturn]] void unexpected(const char* got) const {
     switch (place_) {
@@ -204,14 +219,24 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   size_t field_ = kDtype;
   std::array<bool, 3> seen_{};
   int64_t num_offsets_ = 0;
-  std::string name_;
-  std::set<std::string, std::less<>> names_;
+  std::string name_;  // of what comes next in the root
+  bool has_metadata_ = false;
   std::set<std::string, std::less<>> metadata_keys_;
 };
+
+void check_names(const HeaderReader& header) {
+  std::vector<std::string_view> names;
+  names.reserve(header.tensors.size());
+  for (const HeaderTensor& tensor : header.tensors) names.push_back(tensor.entry.name);
+  std::sort(names.begin(), names.end());
+  const auto twice = std::adjacent_find(names.begin(), names.end());
+  if (twice != names.end()) header.refuse("tensor '", printable(*twice), "' appears twice");
+}
 
 // Checks the tensors' ranges against each other and the data, and points the entries at it.
 std::vector<TensorEntry> place_tensors(HeaderReader& header, std::span<const std::byte> data) {
   std::vector<HeaderTensor>& tensors = header.tensors;
+  check_names(header);
   // Ties are broken by the end, so that an empty tensor comes before the one that starts there.
   std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
@@ -375,6 +400,8 @@ SafetensorsFile read_safetensors(FileSystem& files, const std::string& path) {
   if (const size_t zero = text.find('\0'); zero != text.npos) {
     header.refuse("header is not valid JSON at its byte ", zero + 1);
   }
+  const auto num_braces = static_cast<size_t>(std::count(text.begin(), text.end(), '{'));
+  header.tensors.reserve(std::min(num_braces, text.size() / kMinTensorBytes));
   nlohmann::json::sax_parse(text, &header);
   file.tensors = place_tensors(header, bytes.subspan(kLengthBytes + size));
   file.metadata = std::move(header.metadata);

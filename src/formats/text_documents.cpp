@@ -34,7 +34,7 @@ std::string TextDocuments::text(int64_t index) const {
                               static_cast<size_t>(at.size));
   if (!is_json_) return std::string(part);
   const std::string where = cat(path_, " line ", at.line);
-  return parse_json(part, where).string_at("text", where);
+  return parse_json_member(part, where, "text").string_at("text", where);
 }
 
 }  // namespace amoeba::formats

@@ -69,6 +69,8 @@ TokenType index_type(uint8_t code, const std::string& path) {
 
 // ---- .npy ---------------------------------------------------------------------------------------
 
+constexpr uint64_t kMaxNpyHeader = 10'000;  // as numpy.load
+
 struct NpyHeader {
   std::string descr;
   bool fortran_order = false;
@@ -199,6 +201,8 @@ TokenArray read_npy_tokens(FileSystem& files, const std::string& path) {
       major == 1 ? uint64_t{number_at<uint16_t>(data, 8)} : uint64_t{number_at<uint32_t>(data, 8)};
   AMOEBA_CHECK_KIND(kData, length <= data.size() - start, "read .npy '", path, "': header of ",
                     length, " bytes in a file of ", data.size());
+  AMOEBA_CHECK_KIND(kData, length <= kMaxNpyHeader, "read .npy '", path, "': header of ", length,
+                    " bytes, want at most ", kMaxNpyHeader);
   const NpyHeader header = NpyHeaderReader(data.substr(start, length), path).run();
   AMOEBA_CHECK_KIND(kData, header.shape.size() == 1, "read .npy '", path, "': the array has ",
                     header.shape.size(), " dimensions, want 1");

@@ -28,11 +28,14 @@ namespace {
 constexpr std::string_view kByteLevelPattern =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-std::string replace_all(std::string text, std::string_view from, std::string_view to) {
-  for (size_t at = 0; !from.empty() && (at = text.find(from, at)) != text.npos; at += to.size()) {
-    text.replace(at, from.size(), to);
+std::string replace_all(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t done = 0;
+  for (size_t at = 0; !from.empty() && (at = text.find(from, at)) != text.npos; done = at) {
+    out.append(text.substr(done, at - done)).append(to);
+    at += from.size();
   }
-  return text;
+  return out.append(text.substr(done));
 }
 
 // ---- Pre-tokenizers -----------------------------------------------------------------------------
@@ -115,6 +118,38 @@ void apply_behavior(Behavior behavior, std::vector<Range>& ranges) {
   ranges = std::move(kept);
 }
 
+// ---- What a file may ask for --------------------------------------------------------------------
+
+// Every text goes through every step: without bounds a short file could ask for any time and, with
+// replacements that double a text one after another, any memory.
+constexpr size_t kMaxSteps = 64;
+constexpr size_t kMaxPrependBytes = 64;
+constexpr size_t kMaxGrowth = 16;
+
+// Counts steps and the factor by which they can lengthen a text.
+class Budget {
+ public:
+  explicit Budget(std::string_view where) : where_(where) {}
+
+  void add_step() {
+    AMOEBA_CHECK_KIND(kData, ++num_steps_ <= kMaxSteps, where_, ": more than ", kMaxSteps,
+                      " steps");
+  }
+  // `size` bytes become at most `replacement`.
+  void add_growth(size_t size, size_t replacement) {
+    if (replacement <= size) return;
+    const size_t factor = (replacement + size - 1) / size;
+    AMOEBA_CHECK_KIND(kData, factor <= kMaxGrowth / growth_, where_,
+                      ": replacements make a text more than ", kMaxGrowth, " times as long");
+    growth_ *= factor;
+  }
+
+ private:
+  std::string where_;
+  size_t num_steps_ = 0;
+  size_t growth_ = 1;
+};
+
 // ---- Reading the file ---------------------------------------------------------------------------
 
 using TextStep = std::function<std::string(std::string_view)>;
@@ -136,7 +171,8 @@ class Reader {
 
   std::vector<TextStep> normalizers() const {
     std::vector<TextStep> steps;
-    if (const Value* value = part(root_, "normalizer")) add_normalizer(*value, steps);
+    Budget budget(what_ + ": normalizer");
+    if (const Value* value = part(root_, "normalizer")) add_normalizer(*value, budget, steps);
     return steps;
   }
 
@@ -144,8 +180,9 @@ class Reader {
   std::vector<Step> pre_tokenizers(bool& byte_level) const {
     std::vector<Step> steps;
     byte_level = false;
+    Budget budget(what_ + ": pre_tokenizer");
     if (const Value* value = part(root_, "pre_tokenizer")) {
-      add_pre_tokenizer(*value, steps, byte_level);
+      add_pre_tokenizer(*value, budget, steps, byte_level);
     }
     return steps;
   }
@@ -168,11 +205,14 @@ class Reader {
       decoder.drops_first = metaspace.prepend != Metaspace::Prepend::kNever;
       return decoder;
     }
+    Budget budget(where);
     if (type != "Sequence") {
-      add_decoder(*value, where, decoder);
+      add_decoder(*value, where, budget, decoder);
       return decoder;
     }
-    for (const Value& item : value->array_at("decoders", where)) add_decoder(item, where, decoder);
+    for (const Value& item : value->array_at("decoders", where)) {
+      add_decoder(item, where, budget, decoder);
+    }
     return decoder;
   }
 
@@ -344,29 +384,40 @@ class Reader {
     return metaspace;
   }
 
-  void add_normalizer(const Value& value, std::vector<TextStep>& steps) const {
+  void add_normalizer(const Value& value, Budget& budget, std::vector<TextStep>& steps) const {
     const std::string where = what_ + ": normalizer";
     const std::string& type = value.string_at("type", where);
+    budget.add_step();
     if (type == "Sequence") {
-      for (const Value& item : value.array_at("normalizers", where)) add_normalizer(item, steps);
+      for (const Value& item : value.array_at("normalizers", where)) {
+        add_normalizer(item, budget, steps);
+      }
     } else if (type == "NFC") {
       steps.push_back(nfc);
     } else if (type == "Lowercase") {
       steps.push_back(lower_case);
     } else if (type == "Prepend") {
-      steps.push_back([prefix = value.string_at("prepend", where)](std::string_view text) {
+      const std::string& prefix = value.string_at("prepend", where);
+      AMOEBA_CHECK_KIND(kData, prefix.size() <= kMaxPrependBytes, where, ": prepend has ",
+                        prefix.size(), " bytes, want at most ", kMaxPrependBytes);
+      steps.push_back([prefix](std::string_view text) {
         return text.empty() ? std::string() : cat(prefix, text);
       });
     } else if (type == "Replace") {
-      steps.push_back(read_replace(value, where));
+      steps.push_back(read_replace(value, where, budget));
     } else {
       refuse(where, type, "Sequence, NFC, Lowercase, Prepend, Replace");
     }
   }
 
-  static TextStep read_replace(const Value& value, const std::string& where) {
+  static TextStep read_replace(const Value& value, const std::string& where, Budget& budget) {
     auto split = std::make_shared<Split>(Split{read_pattern(value, where)});
     const std::string content = value.string_at("content", where);
+    if (const auto* text = std::get_if<std::string>(&split->pattern)) {
+      budget.add_growth(text->size(), content.size());
+    } else {
+      budget.add_growth(1, content.size() + 1);  // an empty match is replaced, too
+    }
     return [split, content](std::string_view text) {
       std::vector<Range> ranges;
       find_ranges(*split, text, ranges);
@@ -379,12 +430,14 @@ class Reader {
     };
   }
 
-  void add_pre_tokenizer(const Value& value, std::vector<Step>& steps, bool& byte_level) const {
+  void add_pre_tokenizer(const Value& value, Budget& budget, std::vector<Step>& steps,
+                         bool& byte_level) const {
     const std::string where = what_ + ": pre_tokenizer";
     const std::string& type = value.string_at("type", where);
+    budget.add_step();
     if (type == "Sequence") {
       for (const Value& item : value.array_at("pretokenizers", where)) {
-        add_pre_tokenizer(item, steps, byte_level);
+        add_pre_tokenizer(item, budget, steps, byte_level);
       }
       return;
     }
@@ -449,8 +502,10 @@ class Reader {
     }
   }
 
-  void add_decoder(const Value& value, const std::string& where, Decoder& decoder) const {
+  void add_decoder(const Value& value, const std::string& where, Budget& budget,
+                   Decoder& decoder) const {
     const std::string& type = value.string_at("type", where);
+    budget.add_step();
     if (type == "ByteLevel") {
       decoder.byte_level = true;
     } else if (type == "ByteFallback") {
@@ -461,7 +516,9 @@ class Reader {
       refuse_unless(text != nullptr && !decoder.byte_fallback, where,
                     "a Replace with a pattern or behind ByteFallback",
                     "a String pattern before it");
-      decoder.replacements.emplace_back(*text, value.string_at("content", where));
+      const std::string& content = value.string_at("content", where);
+      budget.add_growth(text->size(), content.size());
+      decoder.replacements.emplace_back(*text, content);
     } else if (type == "Strip") {
       refuse_unless(value.integer_at("stop", where) == 0, where, "Strip's stop", "0");
       decoder.strip = value.string_at("content", where);
@@ -608,7 +665,7 @@ class JsonTokenizer final : public Tokenizer {
     if (!decoder_.metaspace.empty()) return replace_all(token, decoder_.metaspace, " ");
     std::string text = token;
     for (const auto& [from, to] : decoder_.replacements) {
-      text = replace_all(std::move(text), from, to);
+      text = replace_all(text, from, to);
     }
     const auto digit = [](char c) {
       return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
@@ -686,7 +743,7 @@ class JsonTokenizer final : public Tokenizer {
     } else if (const auto* metaspace = std::get_if<Metaspace>(&step)) {
       const bool prepend = metaspace->prepend == Metaspace::Prepend::kAlways ||
                            (metaspace->prepend == Metaspace::Prepend::kFirst && at_start);
-      std::string marked = replace_all(std::string(word), " ", metaspace->mark);
+      std::string marked = replace_all(word, " ", metaspace->mark);
       if (prepend && !marked.starts_with(metaspace->mark)) marked.insert(0, metaspace->mark);
       go_on(marked, at_start);
     } else {
@@ -713,7 +770,7 @@ class JsonTokenizer final : public Tokenizer {
 std::string configured_end(FileSystem& files, const std::string& path) {
   const std::string config = parent_folder(path) + "/tokenizer_config.json";
   if (!files.exists(config)) return "";
-  const Value root = parse_json(files.read(config), config);
+  const Value root = parse_json_member(files.read(config), config, "eos_token");
   const Value* token = root.find("eos_token");
   if (token == nullptr || token->get_if<std::monostate>() != nullptr) return "";
   if (const auto* text = token->get_if<std::string>()) return *text;
@@ -724,7 +781,8 @@ std::string configured_end(FileSystem& files, const std::string& path) {
 
 std::unique_ptr<Tokenizer> load_tokenizer_json(FileSystem& files, const std::string& path) {
   const std::string text = files.read(path);
-  const Value root = parse_json(text, path);
+  // A merge has three values in ten bytes and more: ["a","b"],
+  const Value root = parse_json(text, path, static_cast<int64_t>(4096 + text.size() / 3));
   return std::make_unique<JsonTokenizer>(path, xxh3_128_hex(std::as_bytes(std::span(text))),
                                          Reader(root, path), configured_end(files, path));
 }

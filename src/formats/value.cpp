@@ -27,7 +27,9 @@ TOML_IMPL_NAMESPACE_END;
 #include <charconv>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_set>
 
 #include "amoeba/error.h"
@@ -37,6 +39,8 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 constexpr int kMaxDotsInLine = 1000;
+constexpr size_t kMaxDigits = 4096;
+constexpr size_t kMaxTomlBytes = 1 << 18;  // a node of the library takes 70 bytes and more
 
 struct Position {
   int64_t line = 1;
@@ -70,6 +74,21 @@ std::string one_line(std::string_view text) {
 }
 
 // ---- JSON ---------------------------------------------------------------------------------------
+
+// A number too large for double is an error whose message the library builds of a dozen copies.
+void check_digits(std::string_view text, std::string_view name) {
+  size_t num_digits = 0;
+  bool in_string = false;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == '"') in_string = !in_string;
+    if (text[at] == '\\') ++at;  // only strings have it
+    const bool is_digit = !in_string && at < text.size() && text[at] >= '0' && text[at] <= '9';
+    num_digits = is_digit ? num_digits + 1 : 0;
+    if (num_digits > kMaxDigits) {
+      fail_at(name, position_of(text, at), cat("a number of more than ", kMaxDigits, " digits"));
+    }
+  }
+}
 
 // Iterator over the text that leaves its position where the event handler can read it: nlohmann's
 // events carry none.
@@ -106,8 +125,13 @@ std::string json_reason(std::string_view message) {
 
 class JsonBuilder final : public nlohmann::json_sax<nlohmann::json> {
  public:
-  JsonBuilder(std::string_view text, std::string_view name, const char* const& position)
-      : text_(text), name_(name), position_(position) {}
+  JsonBuilder(std::string_view text, std::string_view name, const char* const& position,
+              int64_t max_values, std::optional<std::string_view> only_key)
+      : text_(text),
+        name_(name),
+        position_(position),
+        max_values_(max_values),
+        only_key_(only_key) {}
 
   Value take() { return std::move(root_); }
 
@@ -131,7 +155,10 @@ class JsonBuilder final : public nlohmann::json_sax<nlohmann::json> {
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    if (!open_.back().keys.insert(name).second) fail_here(cat("duplicate key '", name, "'"));
+    const bool is_kept = !only_key_ || (open_.size() == 1 && name == *only_key_);
+    if (is_kept && !open_.back().keys.insert(name).second) {
+      fail_here(cat("duplicate key '", name, "'"));
+    }
     key_ = std::move(name);
     return true;
   }
@@ -177,6 +204,8 @@ class JsonBuilder final : public nlohmann::json_sax<nlohmann::json> {
 
   Value& next_slot() {
     if (open_.empty()) return root_;
+    if (is_dropped()) return dropped_;
+    if (++num_values_ > max_values_) fail_here(cat("more than ", max_values_, " values"));
     auto& parent = open_.back().value->data;
     if (auto* object = std::get_if<Object>(&parent)) {
       auto& member = object->emplace_back();
@@ -186,13 +215,34 @@ class JsonBuilder final : public nlohmann::json_sax<nlohmann::json> {
     return std::get<Array>(parent).emplace_back();
   }
 
+  bool is_dropped() const {
+    if (open_.back().value == &dropped_) return true;
+    const bool at_top = only_key_ && open_.size() == 1;
+    return at_top && (root_.get_if<Object>() == nullptr || key_ != *only_key_);
+  }
+
   std::string_view text_;
   std::string_view name_;
   const char* const& position_;  // of the next character the parser will read
   std::vector<Container> open_;
   std::string key_;  // read, its value not yet
+  int64_t max_values_;
+  int64_t num_values_ = 0;
+  std::optional<std::string_view> only_key_;
   Value root_;
+  Value dropped_;  // stands for all that is not kept
 };
+
+Value build_json(std::string_view text, std::string_view name, int64_t max_values,
+                 std::optional<std::string_view> only_key) {
+  check_digits(text, name);
+  const char* position = text.data();
+  JsonBuilder builder(text, name, position, max_values, only_key);
+  const TrackedIterator begin{text.data(), &position};
+  const TrackedIterator end{text.data() + text.size(), &position};
+  nlohmann::json::sax_parse(begin, end, &builder);
+  return builder.take();
+}
 
 void write_string(const std::string& text, std::string& out) {
   const nlohmann::json quoted = text;
@@ -385,16 +435,17 @@ const Array& Value::array_at(std::string_view key, std::string_view what) const 
   return typed_at<Array>(*this, key, what, "array");
 }
 
-Value parse_json(std::string_view text, std::string_view name) {
-  const char* position = text.data();
-  JsonBuilder builder(text, name, position);
-  const TrackedIterator begin{text.data(), &position};
-  const TrackedIterator end{text.data() + text.size(), &position};
-  nlohmann::json::sax_parse(begin, end, &builder);
-  return builder.take();
+Value parse_json(std::string_view text, std::string_view name, int64_t max_values) {
+  return build_json(text, name, max_values, std::nullopt);
+}
+
+Value parse_json_member(std::string_view text, std::string_view name, std::string_view key) {
+  return build_json(text, name, std::numeric_limits<int64_t>::max(), key);
 }
 
 Value parse_toml(std::string_view text, std::string_view name) {
+  AMOEBA_CHECK_KIND(kData, text.size() <= kMaxTomlBytes, name, ": has ", text.size(),
+                    " bytes, want at most ", kMaxTomlBytes);
   check_dots(text, name);
   try {
     return from_toml(toml::parse(text, name), name, 0);

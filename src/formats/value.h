@@ -39,11 +39,19 @@ struct Value {
 // Clang 14 wants the members of Value instantiated before those of a pair that holds one.
 inline Value null_value() { return Value(); }
 
-// Both refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
-// Error(kData): "NAME:line:column: reason". JSON integers outside int64, TOML dates and TOML lines
-// of more than 1000 dots (dotted keys nest) are refused.
-Value parse_json(std::string_view text, std::string_view name);
+// A value takes 48 bytes where "0," takes two: how many there may be bounds the memory.
+inline constexpr int64_t kMaxJsonValues = 65536;
+
+// All refuse duplicate keys, nesting deeper than 64, invalid UTF-8 and trailing text with
+// Error(kData): "NAME:line:column: reason". JSON integers outside int64 or more than `max_values`
+// values, TOML dates, TOML of more than 256 KiB and TOML lines of more than 1000 dots (dotted keys
+// nest) are refused.
+Value parse_json(std::string_view text, std::string_view name, int64_t max_values = kMaxJsonValues);
 Value parse_toml(std::string_view text, std::string_view name);
+
+// Of an object that member alone; what else there is, of any size, is checked as JSON and dropped,
+// without a look for duplicate keys.
+Value parse_json_member(std::string_view text, std::string_view name, std::string_view key);
 
 // Compact JSON on one line (indent < 0) or indented. Doubles round-trip; NaN and infinities are
 // written as null. Strings are escaped as UTF-8 JSON.

@@ -40,8 +40,7 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
   const cpu_attention::GroupedHeads grouped{heads,   kv_heads,         hd,   q_norm_,
                                             k_norm_, config_.norm_eps, scale};
   const int64_t window = config_.sliding_window;
-  const bool is_cut = window > 0 && window < layout.seq_len;
-  if (cache == nullptr && !config_.qk_norm_whole && !is_cut) {
+  if (cache == nullptr && !config_.qk_norm_whole && !is_cut(window, layout.seq_len)) {
     const at::Tensor wide = widened(product);
     if (const auto* kernels = cpu_attention::kernels_for(wide, grouped)) {
       const at::Tensor y = cpu_attention::attend_grouped(

@@ -17,6 +17,7 @@
 #include "amoeba/error.h"
 #include "nn/cpu_math.h"
 #include "nn/linear.h"
+#include "nn/operators.h"
 #include "nn/parallel.h"
 #include "nn/vector_exp.h"
 
@@ -27,34 +28,49 @@ namespace {
 // A stretch of the tokens.
 struct Chunk {
   at::Tensor rows;     // [C, D]
-  at::Tensor valid;    // [C] bool
-  at::Tensor target;   // [C, 1], of a token to ignore 0
+  at::Tensor target;   // [C]
   at::Tensor dhidden;  // [C, D] to be written, undefined without gradients
 };
 
+// Losses [C]; softmax - one hot, rounded once, goes to dlogits (may be undefined). Both are 0 for a
+// token to ignore.
+at::Tensor token_losses_composed(const at::Tensor& logits, const at::Tensor& target,
+                                 at::Tensor dlogits) {
+  const at::Tensor valid = target.ne(kIgnoreIndex);  // [C]
+  // Only the ignore index is replaced: any other target outside [0, V) is refused by gather.
+  const at::Tensor safe_target = at::where(valid, target, 0).unsqueeze(1);
+  const at::Tensor log_p = at::log_softmax(logits, 1);
+  const at::Tensor target_log_p = log_p.gather(1, safe_target);  // [C, 1]
+  if (dlogits.defined()) {
+    at::exp_out(dlogits, log_p);
+    dlogits.scatter_(1, safe_target, target_log_p.exp().sub_(1.0).to(dlogits.scalar_type()));
+    dlogits.masked_fill_(valid.logical_not().unsqueeze_(1), 0.0);
+  }
+  return at::where(valid, target_log_p.squeeze(1), 0.0).neg();
+}
+
 // On a card, where passes over the logits are the cost: fp32 sums of the product are taken as they
-// are, and softmax - one hot is rounded once and never scaled or masked; the small sides of its two
-// products are.
+// are, and their gradient is never scaled; the small sides of its two products are.
 at::Tensor loss_on_card(const Chunk& chunk, const Parameter& lm_head, double scale) {
   const at::Tensor& weight = lm_head.compute;
   const bool is_wide = weight.scalar_type() == at::kFloat;
   const auto product = [&](const at::Tensor& a, const at::Tensor& b) {
     return is_wide ? at::mm(a, b) : at::mm(a, b, at::kFloat);
   };
-  const at::Tensor log_p = at::log_softmax(product(chunk.rows, weight.t()), 1);  // [C, V]
-  const at::Tensor target_log_p = log_p.gather(1, chunk.target);                 // [C, 1]
-  const at::Tensor losses = at::where(chunk.valid, target_log_p.squeeze(1), 0.0);
+  const at::Tensor logits = product(chunk.rows, weight.t());  // [C, V]
+  at::Tensor dlogits;
   if (chunk.dhidden.defined()) {
-    at::Tensor dlogits = at::empty(log_p.sizes(), log_p.options().dtype(weight.scalar_type()));
-    at::exp_out(dlogits, log_p);
-    const at::Tensor at_target = target_log_p.exp().sub_(1.0).to(weight.scalar_type());
-    dlogits.scatter_(1, chunk.target, at_target);
-    const at::Tensor mask = chunk.valid.to(at::kFloat).unsqueeze_(1);
-    at::Tensor dhidden = chunk.dhidden;
-    at::mul_out(dhidden, product(dlogits, weight), mask * scale);
-    add_weight_gradient(lm_head.grad, dlogits, chunk.rows * mask.to(weight.scalar_type()), scale);
+    dlogits = at::empty(logits.sizes(), logits.options().dtype(weight.scalar_type()));
   }
-  return losses.sum(at::kDouble).neg();
+  const at::Tensor losses = has_card_layers(logits)
+                                ? card_cross_entropy(logits, chunk.target, dlogits)
+                                : token_losses_composed(logits, chunk.target, dlogits);
+  if (dlogits.defined()) {
+    at::Tensor dhidden = chunk.dhidden;
+    dhidden.copy_(product(dlogits, weight).mul_(scale));
+    add_weight_gradient(lm_head.grad, dlogits, chunk.rows, scale);
+  }
+  return losses.sum(at::kDouble);
 }
 
 AMOEBA_CPU_CLONES
@@ -150,11 +166,8 @@ LossOutput lm_head_cross_entropy(const at::Tensor& hidden, const Parameter& lm_h
     const at::Tensor rows = x.narrow(0, begin, size);
     const at::Tensor target = targets.narrow(0, begin, size);
     if (!x.is_cpu()) {
-      const at::Tensor valid = target.ne(kIgnoreIndex);
-      // Only the ignore index is replaced: any other target outside [0, V) is refused by gather.
-      const at::Tensor safe_target = at::where(valid, target, 0).unsqueeze(1);
       const at::Tensor dhidden = with_grad ? out.dhidden.narrow(0, begin, size) : at::Tensor();
-      out.loss_sum.add_(loss_on_card({rows, valid, safe_target, dhidden}, lm_head, options.scale));
+      out.loss_sum.add_(loss_on_card({rows, target, dhidden}, lm_head, options.scale));
       continue;
     }
     const at::Tensor logits = at::mm(rows, weight.t()).to(at::kFloat);  // [chunk, V]

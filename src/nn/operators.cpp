@@ -116,6 +116,57 @@ std::vector<OperatorVariant> experts_variants(const OperatorInputs& inputs) {
   return variants;
 }
 
+bool has_card_layers(const at::Tensor& x) {
+  const at::ScalarType type = x.scalar_type();
+  return x.is_cuda() && (type == at::kBFloat16 || type == at::kHalf || type == at::kFloat) &&
+         load_cuda_operators().empty();
+}
+
+OperatorNorm card_rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  using Signature =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, double);
+  const auto [y, rstd] = find<Signature>("amoeba::rms_norm_forward").call(x, weight, eps);
+  return {y, rstd};
+}
+
+at::Tensor card_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
+                                  const at::Tensor& weight, const at::Tensor& rstd,
+                                  const at::Tensor& passed, at::Tensor& dweight) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const at::Tensor&, const OptionalTensor&, at::Tensor&);
+  return find<Signature>("amoeba::rms_norm_backward")
+      .call(dy, x, weight, rstd, if_defined(passed), dweight);
+}
+
+bool has_card_rope(const at::Tensor& x, int64_t turned) {
+  constexpr int64_t kAccess = 16, kPiece = 8;  // bytes, values
+  const auto address = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  return x.size(2) % kPiece == 0 && turned % kPiece == 0 && address % kAccess == 0 &&
+         has_card_layers(x);
+}
+
+at::Tensor card_rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                     const at::Tensor& positions, double direction) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const at::Tensor&, double);
+  return find<Signature>("amoeba::rope").call(x, cos, sin, positions, direction);
+}
+
+at::Tensor card_swiglu(const at::Tensor& gate_up) {
+  return find<at::Tensor(const at::Tensor&)>("amoeba::swiglu_forward").call(gate_up);
+}
+
+at::Tensor card_swiglu_backward(const at::Tensor& dy, const at::Tensor& gate_up) {
+  return find<at::Tensor(const at::Tensor&, const at::Tensor&)>("amoeba::swiglu_backward")
+      .call(dy, gate_up);
+}
+
+at::Tensor card_cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
+                              const at::Tensor& dlogits) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&);
+  return find<Signature>("amoeba::cross_entropy").call(logits, targets, if_defined(dlogits));
+}
+
 std::string load_cuda_operators() {
   // Never closed: what it registered stays in the dispatcher.
   static const bool is_loaded = dlopen("libamoeba_ops_cuda.so", RTLD_NOW | RTLD_LOCAL) != nullptr;

@@ -66,6 +66,29 @@ struct OperatorVariant {
 // The implementations of the inputs' device, best first; "reference" is the plain one.
 std::vector<OperatorVariant> experts_variants(const OperatorInputs& inputs);
 
+// Layers that the CUDA library computes in one pass each: whether it takes x, else LibTorch's
+// operators do. Meaning: src/kernels/layers.h.
+bool has_card_layers(const at::Tensor& x);
+
+struct OperatorNorm {
+  at::Tensor y;     // like x
+  at::Tensor rstd;  // [T] fp32
+};
+OperatorNorm card_rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
+// The gradient of x, `passed` (may be undefined) added; adds the weight's to dweight.
+at::Tensor card_rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
+                                  const at::Tensor& weight, const at::Tensor& rstd,
+                                  const at::Tensor& passed, at::Tensor& dweight);
+// Whether card_rope takes heads of x of which the last `turned` values are turned.
+bool has_card_rope(const at::Tensor& x, int64_t turned);
+at::Tensor card_rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin,
+                     const at::Tensor& positions, double direction);
+at::Tensor card_swiglu(const at::Tensor& gate_up);
+at::Tensor card_swiglu_backward(const at::Tensor& dy, const at::Tensor& gate_up);
+// Losses [T] fp32; writes softmax - one hot to dlogits (may be undefined).
+at::Tensor card_cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
+                              const at::Tensor& dlogits);
+
 // Loads the operators' CUDA library, once: "" or why that failed.
 std::string load_cuda_operators();
 

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "nn/cpu_math.h"
+#include "nn/operators.h"
 #include "nn/parallel.h"
 
 namespace amoeba::nn {
@@ -51,7 +52,7 @@ namespace {
 
 struct Normalised {
   at::Tensor y;     // [T, D]
-  at::Tensor rstd;  // [T, 1] fp32
+  at::Tensor rstd;  // [T] or [T, 1] fp32
 };
 
 Normalised forward_cpu(const at::Tensor& x, const at::Tensor& weight, double eps) {
@@ -99,6 +100,10 @@ Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double ep
   if (const at::Tensor wide = widened(x); has_cpu_loop(wide)) {
     const Normalised out = forward_cpu(wide, weight, eps);
     return {out.y.to(x.scalar_type()), out.rstd};
+  }
+  if (has_card_layers(x)) {
+    const OperatorNorm norm = card_rms_norm(x, weight, eps);
+    return {norm.y, norm.rstd};
   }
   const auto size = static_cast<double>(x.size(1));
   const at::ScalarType sum_type = c10::promoteTypes(x.scalar_type(), at::kFloat);
@@ -153,7 +158,9 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     if (passed.defined()) passed = widened(passed.contiguous());
     at::Tensor grad = context->saved_data["grad"].toTensor();
     const at::Tensor dx = has_cpu_loop(x) ? backward_cpu(x, weight, rstd, dy, passed, grad)
-                                          : backward_composed(x, weight, rstd, dy, passed, grad);
+                          : has_card_layers(x)
+                              ? card_rms_norm_backward(dy, x, weight, rstd, passed, grad)
+                              : backward_composed(x, weight, rstd, dy, passed, grad);
     return {dx.to(saved[0].scalar_type()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

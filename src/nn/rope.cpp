@@ -20,6 +20,7 @@
 
 #include "amoeba/error.h"
 #include "nn/cpu_math.h"
+#include "nn/operators.h"
 #include "nn/parallel.h"
 
 namespace amoeba::nn {
@@ -47,6 +48,7 @@ at::Tensor rotate(const at::Tensor& x, const RopeTable& table, const at::Tensor&
                   float direction) {
   const int64_t tokens = x.size(0), heads = x.size(1), width = x.size(2);
   const int64_t half = table.cos.size(1), fixed = width - 2 * half;
+  if (has_card_rope(x, 2 * half)) return card_rope(x, table.cos, table.sin, positions, direction);
   if (x.is_cuda()) {  // few passes over memory: a pair is a complex number, a rotation its product
     const at::Tensor pairs = x.narrow(2, fixed, 2 * half).to(at::kFloat).contiguous();
     const at::Tensor turns = at::complex(table.cos.index_select(0, positions),

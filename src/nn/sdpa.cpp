@@ -42,7 +42,7 @@ at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& k, const at::Tenso
                        int64_t value_dim, double scale, int64_t rows, int64_t length,
                        int64_t window) {
   std::optional<at::Tensor> mask;
-  if (window > 0 && window < length) mask = visible(length, length, window, q.device());
+  if (is_cut(window, length)) mask = visible(length, length, window, q.device());
   return attend(to_heads(q, rows, length), to_heads(k, rows, length), to_heads(v, rows, length),
                 value_dim, scale, mask, /*is_causal=*/!mask);
 }
@@ -61,7 +61,7 @@ at::Tensor attend_cached_row(const at::Tensor& q, const at::Tensor& k, const at:
   cache.lengths[static_cast<size_t>(row)] = total;
   if (before == 0) return attend_rows(q, k, v, value_dim, scale, 1, tokens, window);
   std::optional<at::Tensor> mask;  // one token without a window sees all
-  if (tokens > 1 || (window > 0 && window < total)) {
+  if (tokens > 1 || is_cut(window, total)) {
     mask = visible(tokens, total, window, q.device());
   }
   return attend(to_heads(q, 1, tokens), keys.narrow(2, 0, total), values.narrow(2, 0, total),
@@ -115,8 +115,8 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
                             int64_t value_dim, double scale, const SequenceLayout& layout,
                             KvCache* cache, int64_t window) {
   if (cache != nullptr) return attend_cached(q, k, v, value_dim, scale, layout, *cache, window);
-  const bool is_cut = window > 0 && window < layout.seq_len;
-  const auto* kernels = is_cut ? nullptr : cpu_attention::kernels_for(q, k, v);
+  const auto* kernels =
+      is_cut(window, layout.seq_len) ? nullptr : cpu_attention::kernels_for(q, k, v);
   if (kernels != nullptr) {
     return cpu_attention::attend(*kernels, q, k, v, value_dim, scale, document_lengths(layout));
   }

@@ -36,6 +36,9 @@ struct KvCache {
   std::vector<int64_t> lengths;  // [rows] positions in use; a smaller number forgets the last ones
 };
 
+// Whether the last of `length` tokens sees fewer than all; a window of 0 is none.
+inline bool is_cut(int64_t window, int64_t length) { return window > 0 && window < length; }
+
 // softmax(scale q k^T) v, causal within each document: q [T, heads, hd], k [T, kv heads, hd],
 // v [T, kv heads, width] -> [T, heads * value_dim], kv heads dividing heads. Columns of v past
 // value_dim are padding: zeros, left out of the result; see value_width. With a cache: appends the

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "nn/cpu_math.h"
+#include "nn/operators.h"
 #include "nn/parallel.h"
 #include "nn/vector_exp.h"
 
@@ -34,9 +35,12 @@ void backward_row(const float* gate, const float* up, const float* dy, float* dg
   }
 }
 
-// On a card passes over memory are the cost: these are two, and four back, in the dtype of gate.
+// Without kernels of our own. On a card passes over memory are the cost: these are two, and four
+// back, in the dtype of gate.
 at::Tensor forward_on_card(const at::Tensor& gate, const at::Tensor& up) {
-  return at::silu(gate).mul_(up);
+  at::Tensor y = at::empty(gate.sizes(), gate.options());
+  swiglu_out(y, gate, up);
+  return y;
 }
 
 at::Tensor backward_on_card(const at::Tensor& gate_up, const at::Tensor& dy) {
@@ -51,6 +55,7 @@ at::Tensor backward_on_card(const at::Tensor& gate_up, const at::Tensor& dy) {
 
 at::Tensor forward_rows(const at::Tensor& gate_up) {
   const int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
+  if (has_card_layers(gate_up)) return card_swiglu(gate_up);
   if (gate_up.is_cuda())
     return forward_on_card(gate_up.narrow(1, 0, size), gate_up.narrow(1, size, size));
   if (!has_cpu_loop(gate_up)) {
@@ -72,6 +77,7 @@ at::Tensor forward_rows(const at::Tensor& gate_up) {
 
 at::Tensor backward_rows(const at::Tensor& gate_up, const at::Tensor& dy) {
   const int64_t rows = gate_up.size(0), size = gate_up.size(1) / 2;
+  if (has_card_layers(gate_up)) return card_swiglu_backward(dy, gate_up);
   if (gate_up.is_cuda()) return backward_on_card(gate_up, dy);
   if (!has_cpu_loop(gate_up)) {
     const at::Tensor gate = gate_up.narrow(1, 0, size).to(at::kFloat);
@@ -111,6 +117,11 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
 };
 
 }  // namespace
+
+void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up) {
+  at::silu_out(out, gate);
+  out.mul_(up);
+}
 
 at::Tensor swiglu(const at::Tensor& gate_up) { return SwiGlu::apply(gate_up.contiguous()); }
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "amoeba/error.h"
+#include "ops/host_memory.h"
 
 namespace amoeba::ops {
 namespace {
@@ -148,18 +149,36 @@ kernels::View view_of(const Tensor& tensor, DType dtype) {
 
 namespace {
 
+// On the host and large: its memory goes back to ops/host_memory.h; nothing where there is none.
+std::optional<Tensor> new_large(const std::vector<int64_t>& shape, ScalarType type, int64_t bytes) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t i = shape.size(); i-- > 0; stride *= shape[i]) strides[i] = stride;
+  void* data = take_host_memory(bytes);
+  if (data == nullptr) return std::nullopt;
+  return torch::stable::from_blob(data, shape, strides,
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), type,
+                                  give_back_host_memory);
+}
+
 // The stable ABI of torch 2.11 says only that a call failed. Sizes are checked: what is left is
 // memory.
 Tensor new_memory(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type,
                   int64_t element_bytes) {
-  try {
-    return torch::stable::new_empty(like, shape, type);
-  } catch (const std::exception&) {
-    int64_t bytes = element_bytes;
-    for (const int64_t size : shape) bytes *= size;
-    fail(ErrorKind::kUsage, cat("experts: can't allocate memory: you tried to allocate ", bytes,
-                                " bytes; out of memory"));
+  int64_t bytes = element_bytes;
+  for (const int64_t size : shape) bytes *= size;
+  std::optional<Tensor> tensor;
+  if (like.is_cpu() && bytes >= kLargeResult) {
+    tensor = new_large(shape, type, bytes);
+  } else {
+    try {
+      tensor = torch::stable::new_empty(like, shape, type);
+    } catch (const std::exception&) {
+    }
   }
+  if (tensor) return *tensor;
+  fail(ErrorKind::kUsage, cat("experts: can't allocate memory: you tried to allocate ", bytes,
+                              " bytes; out of memory"));
 }
 
 }  // namespace

@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "base/executor.h"
 #include "ops/operators.h"
 
@@ -10,14 +13,21 @@ namespace {
 
 namespace cpu = kernels::cpu;
 
+// LibTorch gives each thread one range of equal length, but slices cost unequally: gradients in new
+// memory, a core that another program holds. So threads take slices as they finish.
+void run_on_torch_threads(void*, int64_t count, Executor::Body body, void* body_context) {
+  const auto num_threads = std::min<int64_t>(count, torch::stable::get_num_threads());
+  const int64_t step = std::max<int64_t>(1, count / (8 * std::max<int64_t>(1, num_threads)));
+  std::atomic<int64_t> next = 0;
+  torch::stable::parallel_for(0, num_threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next.fetch_add(step); begin < count; begin = next.fetch_add(step)) {
+      body(body_context, begin, std::min(begin + step, count));
+    }
+  });
+}
+
 Executor torch_executor() {
-  Executor executor;
-  executor.num_threads = static_cast<int>(torch::stable::get_num_threads());
-  executor.parallel_for = [](void*, int64_t count, Executor::Body body, void* body_context) {
-    torch::stable::parallel_for(
-        0, count, 1, [&](int64_t begin, int64_t end) { body(body_context, begin, end); });
-  };
-  return executor;
+  return {nullptr, static_cast<int>(torch::stable::get_num_threads()), run_on_torch_threads};
 }
 
 constexpr Device kCpu = {

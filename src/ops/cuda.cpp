@@ -2,20 +2,13 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include "ops/cuda_stream.h"
 #include "ops/operators.h"
 
 namespace amoeba::ops {
 namespace {
 
 namespace cuda = kernels::cuda;
-
-// Of the current device, which the operator has entered.
-cuda::Stream current_stream() {
-  void* stream = nullptr;
-  const auto device = torch::stable::accelerator::getCurrentDeviceIndex();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return stream;
-}
 
 constexpr Device kCuda = {
     false,

@@ -9,4 +9,10 @@ STABLE_TORCH_LIBRARY(amoeba, library) {
   library.def(amoeba::ops::kExpertsBackward);
   library.def(amoeba::ops::kExpertsBackwardAccumulate);
   library.def(amoeba::ops::kExpertsVariants);
+  library.def(amoeba::ops::kRmsNormForward);
+  library.def(amoeba::ops::kRmsNormBackward);
+  library.def(amoeba::ops::kRope);
+  library.def(amoeba::ops::kSwiGluForward);
+  library.def(amoeba::ops::kSwiGluBackward);
+  library.def(amoeba::ops::kCrossEntropy);
 }

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
 #include <string_view>
 
 #include "amoeba/error.h"
@@ -64,9 +65,9 @@ int64_t saved_bytes(const Device& device, const ExpertsProblem& problem) {
 
 // Where memory is the host's, `saved` ends with the variant that wrote it: backward may see other
 // strides (a hook stored and restored x) and must not read one variant's bytes as another's.
-int64_t& variant_mark(const Tensor& saved) {
-  auto* end = static_cast<char*>(saved.data_ptr()) + saved.numel();
-  return *(reinterpret_cast<int64_t*>(end) - 1);
+// Its place has no alignment: sizes may be odd.
+char* variant_mark(const Tensor& saved) {
+  return static_cast<char*>(saved.data_ptr()) + saved.numel() - sizeof(int64_t);
 }
 
 // A variant and its workspace.
@@ -87,15 +88,18 @@ Plan make_plan(const Device& device, const ExpertsProblem& problem, std::string_
 Tensor new_saved(const Device& device, const ExpertsProblem& problem, const Plan& plan,
                  const Tensor& like) {
   const Tensor saved = new_bytes(like, saved_bytes(device, problem));
-  if (device.is_host && saved.numel() > 0)
-    variant_mark(saved) = plan.variant - device.variants().data();
+  if (device.is_host && saved.numel() > 0) {
+    const int64_t index = plan.variant - device.variants().data();
+    std::memcpy(variant_mark(saved), &index, sizeof(index));
+  }
   return saved;
 }
 
 std::string_view saved_variant(const Device& device, const char* operation, const Tensor& saved) {
   if (!device.is_host || saved.numel() == 0) return "auto";
   const auto num_variants = static_cast<int64_t>(device.variants().size());
-  const int64_t index = variant_mark(saved);
+  int64_t index = 0;
+  std::memcpy(&index, variant_mark(saved), sizeof(index));
   AMOEBA_CHECK(index >= 0 && index < num_variants, operation, ": saved ends with variant ", index,
                ", want what experts_forward returned");
   return device.variants()[static_cast<size_t>(index)].name;

@@ -40,4 +40,18 @@ inline constexpr const char* kExpertsVariants =
     "bool transposed, str activation, float alpha, float limit, bool score_before, str save) -> "
     "str[]";
 
+// Layers of a GPU around the experts (src/kernels/layers.h): for CUDA only.
+inline constexpr const char* kRmsNormForward =
+    "rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)";
+inline constexpr const char* kRmsNormBackward =
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, Tensor? passed, "
+    "Tensor(a!) dweight) -> Tensor dx";
+inline constexpr const char* kRope =
+    "rope(Tensor x, Tensor cos, Tensor sin, Tensor positions, float direction) -> Tensor y";
+inline constexpr const char* kSwiGluForward = "swiglu_forward(Tensor gate_up) -> Tensor y";
+inline constexpr const char* kSwiGluBackward =
+    "swiglu_backward(Tensor dy, Tensor gate_up) -> Tensor dgate_up";
+inline constexpr const char* kCrossEntropy =
+    "cross_entropy(Tensor logits, Tensor targets, Tensor(a!)? dlogits) -> Tensor losses";
+
 }  // namespace amoeba::ops

@@ -15,7 +15,8 @@ namespace amoeba::train {
 // over the tokens of several rows may round otherwise than those of one.
 class CachedModel {
  public:
-  // Rows of at most `context` tokens. The model must outlive this.
+  // Rows of at most `context` tokens; memory grows with what they hold. The model must outlive
+  // this.
   CachedModel(nn::Model& model, int64_t num_rows, int64_t context);
 
   // Tokens that the row holds.
@@ -28,7 +29,10 @@ class CachedModel {
   at::Tensor logits(const at::Tensor& hidden) const;
 
  private:
+  void make_room(int64_t num_positions);
+
   nn::Model& model_;
+  int64_t context_;
   std::vector<nn::KvCache> caches_;
 };
 

@@ -1,6 +1,6 @@
 #include "train/evaluate.h"
 
-#include <ATen/core/grad_mode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +21,7 @@ void set_means(Evaluation& evaluation, double loss_sum) {
 }  // namespace
 
 Evaluation evaluate(nn::Model& model, const ValidationSet& set, const EvaluateOptions& options) {
-  const at::NoGradGuard no_grad;
+  const c10::InferenceMode inference;  // a call less at every operator
   const int64_t total = options.max_windows > 0 ? std::min(options.max_windows, set.num_windows())
                                                 : set.num_windows();
   const nn::ExpertStats training_stats = model.expert_stats();

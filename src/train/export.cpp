@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "train/float_types.h"
 #include "train/hugging_face.h"
+#include "train/plain/tokenizer_files.h"
 #include "train/state.h"
 
 namespace amoeba::train {
@@ -149,19 +150,26 @@ void export_hugging_face(FileSystem& files, nn::Model& model, const RunConfig& c
   check_bias(options.family, model);
   Tensors tensors(hf_tensors(options.family, model.config(), weight_tensors(model)), dtype);
 
-  const std::string partial = folder + ".partial";
+  const std::string partial = folder + ".partial", parent = parent_folder(folder);
   files.remove_all(partial);
-  files.create_directories(partial);
-  write_weights(files, partial, tensors, options.max_shard_bytes);
-  write_text(files, partial + "/config.json", formats::write_json(json, 2) + "\n");
-  if (tokenizer.name() != "bytes") {
-    const std::string& name = tokenizer.name();
-    write_text(files, partial + "/tokenizer.json",
-               files.read(files.is_directory(name) ? name + "/tokenizer.json" : name));
+  create_directories_durably(files, parent);
+  try {
+    files.create_directories(partial);
+    write_weights(files, partial, tensors, options.max_shard_bytes);
+    write_text(files, partial + "/config.json", formats::write_json(json, 2) + "\n");
+    for (const AttachedFile& file : read_tokenizer_files(files, tokenizer.name())) {
+      write_text(files, partial + "/" + file.name, file.text);
+    }
+    files.sync_directory(partial);
+    files.rename(partial, folder);
+  } catch (const Error&) {
+    try {
+      files.remove_all(partial);
+    } catch (const Error&) {  // the first error is the one to report
+    }
+    throw;
   }
-  files.sync_directory(partial);
-  files.rename(partial, folder);
-  files.sync_directory(parent_folder(folder));
+  files.sync_directory(parent);
 }
 
 }  // namespace amoeba::train

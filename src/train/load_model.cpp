@@ -29,7 +29,18 @@ RunConfig hugging_face_config(FileSystem& files, const std::string& path, const 
   return config;
 }
 
+// A shorter context: the tables of positions are as long as it, the rotation stays what it was.
+void shorten(RunConfig& config, int64_t seq_len) {
+  if (seq_len == 0) return;
+  const int64_t longest = config.training.seq_len;
+  AMOEBA_CHECK(seq_len <= longest, "--seq-len: got ", seq_len, ", want at most the model's ",
+               longest);
+  if (config.model.rope_max_seq_len == 0) config.model.rope_max_seq_len = longest;
+  config.training.seq_len = seq_len;
+}
+
 void build(LoadedModel& loaded, FileSystem& files, const LoadModelOptions& options) {
+  shorten(loaded.config, options.seq_len);
   if (!options.compute_backend.empty()) loaded.config.moe.compute_backend = options.compute_backend;
   set_num_threads(options.num_threads);
   loaded.tokenizer = formats::make_tokenizer(files, loaded.config.data.tokenizer);

@@ -24,6 +24,7 @@ struct LoadModelOptions {
   std::string device = "auto";
   int64_t num_threads = 0;
   std::string compute_backend;  // empty: as the run was configured
+  int64_t seq_len = 0;          // 0: the trained length, or all of a Hugging Face folder's context
 };
 
 // `path`: a checkpoint's folder, a run's folder (its newest checkpoint that verifies), or a Hugging

@@ -52,7 +52,7 @@ LrFinderResult find_lr(const RunConfig& run_config, const formats::Schema& schem
   check_sweep(sweep);
   check_config(run_config);
   const RunConfig config = without_ramp(run_config);
-  Setup setup(context.files, config);
+  Setup setup(context.files, config, context.log);
   load_start_weights(context.files, config, setup.model, context.log);
   LrCurve curve;
   LrFinderResult result;

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <memory>
 #include <set>
+#include <span>
+#include <string_view>
 
 #include "amoeba/error.h"
 #include "train/plain/checkpoint.h"
@@ -14,6 +16,13 @@ namespace amoeba::train {
 namespace {
 
 namespace profiler = torch::autograd::profiler;
+
+bool ends_whole(const MappedFile& trace) {
+  const std::span<const std::byte> bytes = trace.data();
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const size_t last = text.find_last_not_of(" \n");
+  return last != text.npos && text[last] == '}';
+}
 
 }  // namespace
 
@@ -37,10 +46,8 @@ void StepTrace::finish(FileSystem& files, const std::string& path) {
   const std::string partial = path + ".partial";
   result->save(partial);
   // It reports no error: a disk that filled up leaves a file without its end, or none.
-  const std::string text = files.exists(partial) ? files.read(partial) : "";
-  const size_t last = text.find_last_not_of(" \n");
-  AMOEBA_CHECK_KIND(kData, last != std::string::npos && text[last] == '}', "trace: '", partial,
-                    "' was not written whole; is the disk full?");
+  AMOEBA_CHECK_KIND(kData, files.exists(partial) && ends_whole(*files.map(partial)), "trace: '",
+                    partial, "' was not written whole; is the disk full?");
   files.rename(partial, path);
 }
 

@@ -4,19 +4,11 @@
 
 #include "amoeba/error.h"
 #include "train/float_types.h"
+#include "train/plain/tokenizer_files.h"
 
 namespace amoeba::train {
 
 namespace {
-
-std::vector<AttachedFile> read_tokenizer_files(FileSystem& files, const std::string& name) {
-  if (name == "bytes") return {};
-  std::vector<AttachedFile> attached = {{kTokenizerFile, files.read(name)}};
-  const std::string beside = "tokenizer_config.json";  // names the token that ends a document
-  const std::string path = parent_folder(name) + "/" + beside;
-  if (files.exists(path)) attached.push_back({beside, files.read(path)});
-  return attached;
-}
 
 int64_t tensor_bytes(const CheckpointContent& content) {
   int64_t bytes = 0;

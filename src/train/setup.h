@@ -5,6 +5,7 @@
 
 #include "amoeba/model.h"
 #include "base/file_system.h"
+#include "base/log.h"
 #include "formats/tokenizer.h"
 #include "train/optimizer.h"
 #include "train/plain/data_loader.h"
@@ -14,9 +15,9 @@ namespace amoeba::train {
 
 // Members use one another: it stays where it is, and `config` outlives it.
 struct Setup {
-  // Sets the process's number of threads, opens the data and builds the model with its training
-  // state.
-  Setup(FileSystem& files, const RunConfig& config);
+  // Sets the process's number of threads, warns of memory that the machine has not, opens the data
+  // and builds the model with its training state.
+  Setup(FileSystem& files, const RunConfig& config, const LogSink& log);
   Setup(const Setup&) = delete;
 
   const RunConfig& config;

@@ -89,7 +89,7 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
     : config_(config),
       schema_(schema),
       context_(context),
-      setup_(context.files, config),
+      setup_(context.files, config, context.log),
       size_(setup_.model.size(config.training.seq_len)),
       guard_(config.guard, config.training.max_rejected_steps),
       saver_(context.files, setup_, guard_, schema),
@@ -465,26 +465,11 @@ RunSummary Run::train() {
   return summary;
 }
 
-// Before anything is allocated.
-void warn_of_memory(const RunConfig& config, RunContext& context) {
-  const at::Device device = resolve_device(config.training.device);
-  const int64_t capacity = memory_usage(device).capacity_bytes;
-  const auto tokenizer = formats::make_tokenizer(context.files, config.data.tokenizer);
-  const MemoryPlan plan = plan_memory(config, tokenizer->vocab_size(), device.type());
-  if (capacity == 0 || plan.total() <= capacity) return;
-  context.log(LogLevel::kWarning,
-              cat("memory: ", device.str(), " has ", format_bytes(capacity), ", this run takes ",
-                  format_bytes(plan.total()), " (", describe(plan),
-                  "); try a smaller training.local_batch_size or training.activation_checkpoint "
-                  "full"));
-}
-
 }  // namespace
 
 RunSummary train(const RunConfig& config, const formats::Schema& schema, RunContext& context) {
   check_config(config);
   try {
-    warn_of_memory(config, context);
     return Run(config, schema, context).train();
   } catch (...) {
     context.progress.clear();  // or the error would be printed behind the live line

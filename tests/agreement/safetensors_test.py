@@ -25,6 +25,7 @@ COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 3000
 STRICTER = {
     "appears twice": "a name twice: theirs keeps the last one",
     "unknown key": "a key of a tensor that the format does not have: theirs ignores it",
+    "does not begin with '{'": "white space before the header, which the format forbids: theirs takes it",
     "is not supported": "packed types of less than a byte are not taken",
     "key '": "metadata that is no text, or a key of a tensor twice",
 }

@@ -6,19 +6,13 @@ What they print, to whom, and what they refuse; the numbers themselves are teste
 import json
 import math
 import os
-import pathlib
 import pty
-import random
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-import unittest
 
-BINARY = ""  # set by main
-OK, USAGE, DATA = 0, 2, 3
-TIMEOUT = 60  # seconds until a process that hangs fails its test
+from driver import DATA, OK, TIMEOUT, USAGE, AppTest, main, make_text
+
 CONTEXT = 32
 CONFIG = f"""
 [model]
@@ -43,22 +37,13 @@ interval = 0
 """
 
 
-def make_text(num_words, seed):
-    draw = random.Random(seed)
-    words = "in the beginning was a word and it moved upon face of waters".split()
-    return "".join(draw.choice(words) + draw.choice("    \n") for _ in range(num_words))
-
-
 def question(context, choices, answer):
     return json.dumps({"context": context, "choices": choices, "answer": answer}) + "\n"
 
 
-class Judging(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        temporary = tempfile.TemporaryDirectory(prefix="amoeba_judging_")
-        cls.addClassCleanup(temporary.cleanup)
-        cls.folder = pathlib.Path(temporary.name)
+class Judging(AppTest):
+    @staticmethod
+    def make_files(folder):
         files = {
             "tiny.toml": CONFIG,
             "text.txt": make_text(2500, seed=1),
@@ -77,39 +62,25 @@ class Judging(unittest.TestCase):
             "empty.txt": "",
         }
         for name, content in files.items():
-            (cls.folder / name).write_text(content)
+            (folder / name).write_text(content)
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
         cls.trained = cls.amoeba("train", "--config", "tiny.toml", "--data.path", "text.txt",
                                  "--run.folder", "run")
 
     def setUp(self):
-        self.assertEqual(self.trained.returncode, OK, self.trained.stderr)
-
-    @classmethod
-    def amoeba(cls, *arguments, stdin=b""):
-        return subprocess.run([BINARY, *map(str, arguments)], cwd=cls.folder, timeout=TIMEOUT,
-                              input=stdin, capture_output=True)
+        self.assertEqual(self.trained.code, OK, self.trained)
 
     def run_on(self, verb, *arguments, stdin=b""):
-        done = self.amoeba(verb, "--checkpoint", "run", "--num-threads", "1", *arguments, stdin=stdin)
-        self.assertEqual(done.returncode, OK, done.stderr)
-        done.stdout.decode()  # valid UTF-8
-        return done
+        return self.succeed(verb, "--checkpoint", "run", "--num-threads", "1", *arguments, stdin=stdin)
 
     def eval(self, *arguments):
-        return [json.loads(line) for line in self.run_on("eval", *arguments).stdout.splitlines()]
+        return [json.loads(line) for line in self.run_on("eval", *arguments).out.splitlines()]
 
     def generate(self, *arguments, stdin=b""):
-        return self.run_on("generate", *arguments, stdin=stdin).stdout.decode()
-
-    def refuse(self, arguments, code, *words):
-        with self.subTest(arguments):
-            done = self.amoeba(*arguments)
-            error = done.stderr.decode().splitlines()[-1]
-            self.assertEqual(done.returncode, code, error)
-            self.assertEqual(done.stdout, b"")
-            self.assertTrue(error.startswith("amoeba: "), error)
-            for word in words:
-                self.assertIn(word, error)
+        return self.run_on("generate", *arguments, stdin=stdin).out.decode()
 
     def test_each_text_and_all_of_them(self):
         self.amoeba("data", "prepare", "--input", "other.txt", "--output", "tokens")
@@ -131,6 +102,12 @@ class Judging(unittest.TestCase):
         self.assertAlmostEqual(total["bits_per_byte"], nats / math.log(2) / total["bytes"])
         limited, = self.eval("--text", "other.txt", "--max-windows", "3")
         self.assertEqual((limited["windows"], limited["complete"]), (3, True))
+
+    def test_shorter_windows(self):
+        whole, = self.eval("--text", "other.txt")
+        half, = self.eval("--text", "other.txt", "--seq-len", CONTEXT // 2)
+        self.assertIn(half["windows"], (2 * whole["windows"], 2 * whole["windows"] + 1))
+        self.assertNotEqual(half["loss"], whole["loss"])
 
     def test_held_out_part_by_default(self):
         record, = self.eval()
@@ -154,7 +131,7 @@ class Judging(unittest.TestCase):
     def test_json_file_and_lines_for_a_reader(self):
         arguments = ["--text", "other.txt", "--choices", "words.jsonl"]
         want = self.eval(*arguments)
-        shown = self.run_on("eval", *arguments, "--json", "result.jsonl").stdout.decode().splitlines()
+        shown = self.run_on("eval", *arguments, "--json", "result.jsonl").out.decode().splitlines()
         got = [json.loads(line) for line in (self.folder / "result.jsonl").read_text().splitlines()]
         self.assertEqual([{**record, "seconds": 0} for record in got],
                          [{**record, "seconds": 0} for record in want])
@@ -169,6 +146,7 @@ class Judging(unittest.TestCase):
         self.refuse([*run, "--choices", "missing.jsonl"], DATA, "missing.jsonl")
         self.refuse([*run, "--choices", "empty.txt"], DATA, "empty.txt", "JSON object")
         self.refuse([*run, "--max-questions", "-1"], USAGE, "--max-questions")
+        self.refuse([*run, "--seq-len", CONTEXT + 1], USAGE, "--seq-len: got 33", "at most the model's 32")
         self.refuse([*run, "--text", "other.txt", "--json", "text.txt/x"], DATA, "text.txt/x")
 
     def test_streams_as_it_prints(self):
@@ -210,7 +188,7 @@ class Judging(unittest.TestCase):
         self.assertNotEqual(self.generate(*base, "--seed", "2"), text)
 
     def test_speeds_of_both_parts(self):
-        err = self.run_on("generate", "--prompt", "in the ", "--num-tokens", "20").stderr.decode()
+        err = self.run_on("generate", "--prompt", "in the ", "--num-tokens", "20").err
         self.assertRegex(err, r"prompt: 7 tokens, \d+ a second; decoding: 19 tokens, \d+ a second; step 60\n")
 
     def test_chat_on_a_pipe(self):
@@ -224,7 +202,7 @@ class Judging(unittest.TestCase):
         self.assertEqual(self.generate(*settings, stdin=b""), "")
         # The answer depends on what was said before.
         long = self.run_on("generate", *settings, "--seed", "4", stdin=b"the waters upon face\n" * 4)
-        self.assertIn(b"the context was full", long.stderr)
+        self.assertIn("the context was full", long.err)
 
     def test_chat_stops_at_a_line(self):
         text = self.generate("--chat", "--stop", "\n", "--num-tokens", "200", "--seed", "2",
@@ -233,7 +211,7 @@ class Judging(unittest.TestCase):
 
     def test_chat_on_a_terminal_ends_with_ctrl_c(self):
         master, slave = pty.openpty()
-        process = subprocess.Popen([BINARY, "generate", "--checkpoint", "run", "--chat", "--num-threads",
+        process = subprocess.Popen([self.binary, "generate", "--checkpoint", "run", "--chat", "--num-threads",
                                     "1", "--num-tokens", "5"], cwd=self.folder, stdin=slave, stdout=slave,
                                    stderr=subprocess.PIPE)
         os.close(slave)
@@ -253,7 +231,7 @@ class Judging(unittest.TestCase):
             seen += os.read(terminal, 4096)
 
     def test_ctrl_c_ends_a_text(self):
-        process = subprocess.Popen([BINARY, "generate", "--checkpoint", "run", "--prompt", "in the ",
+        process = subprocess.Popen([self.binary, "generate", "--checkpoint", "run", "--prompt", "in the ",
                                     "--num-tokens", "100000000", "--num-threads", "1"], cwd=self.folder,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         seen = process.stdout.read(40)
@@ -281,11 +259,10 @@ class Judging(unittest.TestCase):
     def test_help_teaches(self):
         for verb, words in (("eval", ["--choices", '"answer": 0', "accuracy_norm", "examples:"]),
                             ("generate", ["--top-k", "--top-p", "--stop", "--chat", "examples:"])):
-            text = self.amoeba(verb, "--help").stdout.decode()
+            text = self.amoeba(verb, "--help").out.decode()
             for word in words:
                 self.assertIn(word, text)
 
 
 if __name__ == "__main__":
-    BINARY = os.path.abspath(sys.argv.pop(1))
-    unittest.main()
+    main()

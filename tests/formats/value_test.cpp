@@ -232,5 +232,18 @@ TEST(Toml, SurvivesDamage) {
   EXPECT_GT(num_parsed, 100);
 }
 
+TEST(ParseJsonMember, DropsTheRest) {
+  const Value value = parse_json_member(
+      R"({"a": [1, {"text": 2}], "text": ["x", {"y": 1}], "b": {"c": 1, "c": 2}, "a": 3})", "f",
+      "text");
+  EXPECT_EQ(write_json(value), R"({"text":["x",{"y":1}]})");
+  EXPECT_EQ(write_json(parse_json_member(R"({"a": "text"})", "f", "text")), "{}");
+  EXPECT_EQ(write_json(parse_json_member(R"([{"text": 1}])", "f", "text")), "[]");
+  EXPECT_EQ(write_json(parse_json_member("7", "f", "text")), "7");
+  for (const char* text : {R"({"text": 1, "text": 2})", R"({"a": [1, {]})", R"({"a": 1} x)"}) {
+    EXPECT_THROW(parse_json_member(text, "f", "text"), Error) << text;
+  }
+}
+
 }  // namespace
 }  // namespace amoeba::formats

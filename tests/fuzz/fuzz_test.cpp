@@ -18,10 +18,9 @@ TEST_P(Fuzz, SeedsAreAccepted) {
   for (const std::string& seed : GetParam().seeds()) EXPECT_TRUE(GetParam().run(seed)) << seed;
 }
 
-// What a run may allocate: a document of "0,0,..." is a tree of values of 48 bytes each.
 TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
   constexpr uint64_t kMutations = 2000;
-  constexpr int64_t kBytesPerByte = 1000, kFixedBytes = 4 << 20;
+  constexpr int64_t kMaxBytes = 1 << 20;
   const std::vector<std::string> seeds = GetParam().seeds();
   int64_t accepted = 0, most = 0;
   for (uint64_t i = 0; i < kMutations; ++i) {
@@ -29,9 +28,7 @@ TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
     const test::HostAllocations allocations;
     accepted += GetParam().run(data);
     most = std::max(most, allocations.peak_bytes());
-    ASSERT_LE(allocations.peak_bytes(),
-              kFixedBytes + kBytesPerByte * static_cast<int64_t>(data.size()))
-        << "mutation " << i;
+    ASSERT_LE(allocations.peak_bytes(), kMaxBytes) << "mutation " << i;
   }
   std::cout << GetParam().name << ": " << kMutations << " damaged files, " << accepted
             << " accepted, at most " << most / 1024 << " KiB\n";
@@ -44,7 +41,9 @@ TEST_P(Fuzz, DamagedSeedsAreReadOrRefusedInBoundedMemory) {
 TEST_P(Fuzz, SurvivesEveryAllocationThatFails) {
   const std::string_view name = GetParam().name;
   if (name.starts_with("config_")) GTEST_SKIP() << "toml++ ends the process";
-  if (name == "manifest" || name == "metrics") GTEST_SKIP() << "they copy variants";
+  if (name == "manifest" || name == "metrics" || name == "hf_config") {
+    GTEST_SKIP() << "they copy variants";
+  }
   const std::string seed = GetParam().seeds()[0];
   ASSERT_TRUE(GetParam().run(seed));
   int64_t num_failures = 0;

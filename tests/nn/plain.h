@@ -53,9 +53,10 @@ inline void expect_agrees(const Tensors& actual, const std::function<at::Tensor(
 
 // A store with one parameter of the given values, ready for training.
 struct OneParameter {
-  explicit OneParameter(const at::Tensor& values, at::ScalarType dtype = at::kFloat) {
+  explicit OneParameter(const at::Tensor& values, at::ScalarType dtype = at::kFloat,
+                        at::Device device = at::kCPU) {
     handle = store.declare("weight", values.sizes().vec(), nn::ones_init(), true);
-    store.allocate(at::kCPU, dtype, 1);
+    store.allocate(device, dtype, 1);
     store.allocate_training_state();
     store.groups()[0].master.copy_(values.reshape(-1));
     store.refresh_compute();

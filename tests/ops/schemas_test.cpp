@@ -23,6 +23,12 @@ const Case kCases[] = {
     {kExpertsBackward, "experts_backward", "", 19, 6, 0},
     {kExpertsBackwardAccumulate, "experts_backward", "accumulate", 22, 2, 4},
     {kExpertsVariants, "experts_variants", "", 16, 1, 0},
+    {kRmsNormForward, "rms_norm_forward", "", 3, 2, 0},
+    {kRmsNormBackward, "rms_norm_backward", "", 6, 1, 1},
+    {kRope, "rope", "", 5, 1, 0},
+    {kSwiGluForward, "swiglu_forward", "", 1, 1, 0},
+    {kSwiGluBackward, "swiglu_backward", "", 2, 1, 0},
+    {kCrossEntropy, "cross_entropy", "", 3, 1, 1},
 };
 
 TEST(Schemas, ParseAsTheOperatorsTheyAreNamedFor) {

@@ -66,6 +66,32 @@ class Values(unittest.TestCase):
                 drawn = functools.partial(support.drawn_plain_errors, case, torch.float32, dy)
                 support.assert_rows(self, run(case, inputs, dy, save="nothing"), plain, exact, drawn)
 
+    def test_backward_clears_no_memory(self):
+        case = support.CASES[0]
+        (x, scores, gate_up, down), _ = support.pack(support.make_inputs(case, torch.float32))
+        y = amoeba.experts(x, support.ids_of(case), scores, gate_up, down)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        try:
+            with torch.autograd.profiler.profile() as profile:
+                y.backward(make_dy(case, torch.float32))
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+        names = {event.name for event in profile.function_events}
+        self.assertIn("amoeba::experts_backward", names)
+        self.assertNotIn("aten::zeros", names)
+
+    def test_no_gradient_of_the_output_gives_none(self):
+        class Cut(torch.autograd.Function):
+            forward = staticmethod(lambda ctx, y: y.sum())
+            backward = staticmethod(lambda ctx, _: None)
+
+        case = support.CASES[0]
+        inputs = support.make_inputs(case, torch.float32)
+        (x, scores, gate_up, down), _ = support.pack(inputs)
+        Cut.apply(amoeba.experts(x, support.ids_of(case), scores, gate_up, down)).backward()
+        self.assertEqual([name for name, tensor in inputs.items() if tensor.grad is not None], [])
+
     def test_threads_change_no_bit(self):
         case = support.Case("many", tuple((i % 5, (i * 3 + 1) % 5) for i in range(97)), model_dim=33, hidden_dim=17)
         inputs, dy = support.make_inputs(case, torch.float32), make_dy(case, torch.float32)
@@ -80,6 +106,27 @@ class Values(unittest.TestCase):
         for other in results[1:]:
             for name, tensor in other.items():
                 self.assertTrue(torch.equal(tensor, results[0][name]), name)
+
+    def test_large_gradients_take_their_memory_again_and_alias_nothing(self):
+        generator = torch.Generator().manual_seed(3)
+        gate, up, down = (torch.randn(2, 2048, 2048, generator=generator).requires_grad_() for _ in range(3))
+        x, ids = torch.randn(5, 2048, generator=generator), torch.tensor([[0], [1], [1], [0], [1]])
+
+        def gradients():
+            y = amoeba.experts(x, ids, torch.ones(5, 1), (gate, up), down)
+            return torch.autograd.grad(y.sum(), (gate, up, down))
+
+        first = gradients()
+        expected, places = [g.clone() for g in first], {g.data_ptr() for g in first}
+        second = gradients()
+        self.assertFalse(places & {g.data_ptr() for g in second})
+        for got, want in zip(first + second, expected + expected):
+            self.assertTrue(torch.equal(got, want))
+        del first, got
+        third = gradients()
+        self.assertLessEqual({g.data_ptr() for g in third}, places)
+        for got, want in zip(third, expected):
+            self.assertTrue(torch.equal(got, want))
 
     def test_empty_problems(self):
         for num_experts, tokens in ((0, 3), (4, 0), (0, 0)):

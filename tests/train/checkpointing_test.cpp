@@ -287,7 +287,7 @@ TEST(Checkpointing, TheLastOneOfWeightsOnly) {
 
   // Good for use ...
   const auto ignore = [](LogLevel, std::string_view) {};
-  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, ""}, ignore);
+  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, "", 0}, ignore);
   EXPECT_EQ(model.step, 4);
   const auto& first = *model.model->store().parameters()[0];
   EXPECT_EQ(first.master.view({-1}).const_data_ptr<float>()[5],
@@ -321,33 +321,37 @@ TEST(Checkpointing, TheTokenizerGoesWithTheCheckpoint) {
     options.num_threads = 1;
     lab.files.create(path)->write(formats::train_bpe(lab.files, options));
   };
-  write_tokenizer("/words.json", 280);
+  lab.files.create_directories("/mine");
+  write_tokenizer("/mine/words.json", 280);
+  lab.files.create("/mine/chat_template.jinja")->write("{{ messages }}");
   write_tokenizer("/others.json", 281);
   RunConfig config = small_config();
   config.model.vocab_size = 304;
   config.training.steps = 2;
-  config.data.tokenizer = "/words.json";
+  config.data.tokenizer = "/mine/words.json";
   const std::string folder = lab.run(config).checkpoint;
-  EXPECT_EQ(lab.files.read(folder + "/tokenizer.json"), lab.files.read("/words.json"));
+  EXPECT_EQ(lab.files.read(folder + "/tokenizer.json"), lab.files.read("/mine/words.json"));
+  EXPECT_EQ(lab.files.read(folder + "/chat_template.jinja"), "{{ messages }}");
+  EXPECT_FALSE(lab.files.exists(folder + "/tokenizer_config.json"));
 
   config.training.steps = 3;
   config.checkpoint.resume = "auto";
   config.data.tokenizer = "/others.json";
   const std::string message = error_message(ErrorKind::kData, [&] { lab.run(config); });
-  expect_contains(message, folder + " was trained with tokenizer '/words.json' (");
+  expect_contains(message, folder + " was trained with tokenizer '/mine/words.json' (");
   expect_contains(message, "), data.tokenizer is '/others.json' (");
   config.data.tokenizer = "bytes";
   expect_contains(error_message(ErrorKind::kData, [&] { lab.run(config); }),
                   "data.tokenizer is 'bytes' (bytes)");
 
   // The same content under another name is the same tokenizer; the original may be gone.
-  lab.files.create("/moved.json")->write(lab.files.read("/words.json"));
-  lab.files.remove_all("/words.json");
+  lab.files.create("/moved.json")->write(lab.files.read("/mine/words.json"));
+  lab.files.remove_all("/mine");
   config.data.tokenizer = "/moved.json";
   EXPECT_EQ(lab.run(config).step, 3);
   lab.files.remove_all("/moved.json");
   const auto ignore = [](LogLevel, std::string_view) {};
-  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, ""}, ignore);
+  const train::LoadedModel model = train::load_model(lab.files, "/run", {"cpu", 1, "", 0}, ignore);
   EXPECT_EQ(model.tokenizer->vocab_size(), 280);
 }
 

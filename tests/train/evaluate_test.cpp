@@ -1,4 +1,4 @@
-// Validation: a text shorter than a window is evaluated with padding, to the same numbers.
+// Validation: a text shorter than the windows beside it is padded, and has the same numbers.
 #include "train/evaluate.h"
 
 #include <gtest/gtest.h>
@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "amoeba/error.h"
 #include "formats/tokenizer.h"
 #include "support/memory_file_system.h"
 #include "train/model_config.h"
@@ -17,10 +18,14 @@ namespace {
 using train::Evaluation;
 using train::RunConfig;
 
-Evaluation evaluate_text(const std::string& text, int64_t seq_len) {
+// Windows of 64 tokens, all in one batch.
+Evaluation evaluate_texts(const std::vector<std::string>& texts) {
   MemoryFileSystem files;
-  files.create("/text")->write(text);
   RunConfig config;
+  for (const std::string& text : texts) {
+    config.data.path.push_back(cat("/text", config.data.path.size()));
+    files.create(config.data.path.back())->write(text);
+  }
   config.model.dim = 32;
   config.model.num_layers = 2;
   config.model.init_std = 0.2;
@@ -29,23 +34,24 @@ Evaluation evaluate_text(const std::string& text, int64_t seq_len) {
   const formats::ByteTokenizer tokenizer;
   nn::Model model(train::make_model_config(config, tokenizer.vocab_size()), at::kCPU, at::kFloat,
                   3);
-  config.training.seq_len = seq_len;
-  config.data.path = {"/text"};
   config.data.validation_fraction = 1.0;
   const train::ValidationData data = train::open_validation_data(files, config, tokenizer);
-  return train::evaluate(model, data.set, {});
+  train::EvaluateOptions options;
+  options.batch_size = 8;
+  return train::evaluate(model, data.set, options);
 }
 
-TEST(Evaluate, AShortTextWithPaddingHasTheLossOfAFullWindow) {
-  const std::string text = "In the beginning God created the heaven";
-  const auto size = static_cast<int64_t>(text.size());
-  const Evaluation full = evaluate_text(text, size), padded = evaluate_text(text, size + 17);
-  EXPECT_EQ(full.windows, 1);
-  EXPECT_EQ(padded.windows, 1);
-  EXPECT_GT(full.loss, 4.0);
-  EXPECT_NEAR(padded.loss, full.loss, 1e-6 * full.loss);
-  EXPECT_NEAR(padded.bits_per_byte, full.bits_per_byte, 1e-6 * full.bits_per_byte);
-  EXPECT_NEAR(full.bits_per_byte, full.loss / std::log(2.0), 1e-9);
+TEST(Evaluate, AShortTextHasTheSameLossWithPaddingBesideALongOne) {
+  const std::string text = "In the beginning God created the heaven", full(64, 'a');
+  const Evaluation parts[] = {evaluate_texts({text}), evaluate_texts({full})};
+  const Evaluation alone = train::total_of(parts), padded = evaluate_texts({text, full});
+  EXPECT_EQ(parts[0].tokens, static_cast<int64_t>(text.size()));
+  EXPECT_EQ(padded.windows, 2);
+  EXPECT_EQ(padded.tokens, alone.tokens);
+  EXPECT_GT(parts[0].loss, 4.0);
+  EXPECT_NEAR(padded.loss, alone.loss, 1e-6 * alone.loss);
+  EXPECT_NEAR(padded.bits_per_byte, alone.bits_per_byte, 1e-6 * alone.bits_per_byte);
+  EXPECT_NEAR(alone.bits_per_byte, alone.loss / std::log(2.0), 1e-9);
 }
 
 // Whole windows and documents, against each token's probability from a plain pass in fp64 over what

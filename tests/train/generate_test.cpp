@@ -9,6 +9,7 @@
 
 #include "base/rng.h"
 #include "support/errors.h"
+#include "support/torch/memory.h"
 #include "train/plain/plain_text.h"
 #include "train/plain_scores.h"
 
@@ -109,6 +110,18 @@ TEST_P(Generate, EqualsReadingEverythingAgain) {
     }
   }
   EXPECT_GT(longest, 48);
+}
+
+TEST_P(Generate, MemoryIsThatOfTheTextNotOfTheContext) {
+  options_.num_tokens = 8;
+  options_.context = 512;
+  CountedMemory memory;
+  run();
+  const int64_t small = memory.peak_bytes();
+  options_.context = int64_t{1} << 40;  // caches of that length would not fit into any machine
+  memory.reset_peak();
+  run();
+  EXPECT_LE(memory.peak_bytes(), small);
 }
 
 TEST_P(Generate, StreamsTheText) {

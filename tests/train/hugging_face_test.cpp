@@ -13,6 +13,7 @@
 
 #include "formats/hf_folder.h"
 #include "support/errors.h"
+#include "support/faults.h"
 #include "support/torch/memory.h"
 #include "train/export.h"
 #include "train/lab.h"
@@ -179,6 +180,32 @@ TEST(HuggingFace, RefusesABiasThatTheFamilyHasNot) {
     export_to(files, *make_model(grouped_config(), 1), grouped_config(), HfFamily::kMixtral,
               "/there");
   });
+}
+
+// A disk that fails at any operation leaves nothing of the folder, or all of it.
+TEST(HuggingFace, AFailedExportLeavesNothing) {
+  const auto model = make_model(grouped_config(), 1);
+  int64_t num_operations = 1;
+  for (int64_t index = 0; index < num_operations; ++index) {
+    test::MemoryFileSystem disk;
+    test::FaultyFileSystem files(disk);
+    files.fail_at(index, "No space left on device");
+    const std::string message = error_message(ErrorKind::kData, [&] {
+      export_to(files, *model, grouped_config(), HfFamily::kMixtral, "/new/hf");
+    });
+    SCOPED_TRACE(cat(index, ": ", message));
+    EXPECT_FALSE(disk.exists("/new/hf.partial"));
+    if (disk.exists("/new/hf")) {
+      const auto loaded = make_model(grouped_config(), 2);
+      load_from(disk, "/new/hf", *loaded);
+      expect_equal(*model, *loaded);
+    }
+    if (index > 0) continue;
+    test::FaultyFileSystem counted(disk);
+    export_to(counted, *model, grouped_config(), HfFamily::kMixtral, "/new/counted");
+    num_operations = counted.num_operations() - 2;  // "/new" is there
+  }
+  EXPECT_GT(num_operations, 10);
 }
 
 // The folder of a Mixtral with `change` applied to its list of tensors.

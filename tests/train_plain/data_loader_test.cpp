@@ -481,16 +481,33 @@ TEST(ValidationSet, AShortSourceIsOneWindowWithPadding) {
 }
 
 TEST(ValidationSet, PaddingBehindADocumentsEndJoinsTheLastSegment) {
+  const Sources sources =
+      make_sources(std::make_unique<ListSource>("short", std::vector<int32_t>{1, kEnd, 3, kEnd, 5}),
+                   counting(8, 50));
+  const ValidationSet set(sources, make_config(8, 1, 1, 1.0), kEnd);
+  ASSERT_EQ(set.num_windows(), 2);
+  const MicroBatch rows = set.batch(0, 2).micro_batch;
+  const auto first_row = [](const auto& values) {
+    return std::vector(values.begin(), values.begin() + 8);
+  };
+  EXPECT_EQ(first_row(rows.targets),
+            (std::vector<int32_t>{1, kEnd, -100, kEnd, -100, -100, -100, -100}));
+  EXPECT_EQ(first_row(rows.token_mask), (std::vector<uint8_t>{1, 1, 1, 1, 1, 0, 0, 0}));
+  EXPECT_EQ(rows.segments, (std::vector<Segment>{{0, 0, 3}, {0, 3, 5}, {1, 0, 8}}));
+  EXPECT_EQ(first_row(rows.positions), (std::vector<int32_t>{0, 1, 2, 0, 1, 2, 3, 4}));
+  EXPECT_EQ(rows.num_tokens, 13);
+  EXPECT_EQ(rows.valid_tokens, 11);
+}
+
+TEST(ValidationSet, AShortWindowAloneIsNotPadded) {
   const Sources sources = make_sources(
       std::make_unique<ListSource>("short", std::vector<int32_t>{1, kEnd, 3, kEnd, 5}));
-  const ValidationSet set(sources, make_config(8, 1, 1, 1.0), kEnd);
-  ASSERT_EQ(set.num_windows(), 1);
+  const ValidationSet set(sources, make_config(1 << 20, 1, 1, 1.0), kEnd);
   const MicroBatch row = set.batch(0, 1).micro_batch;
-  EXPECT_EQ(row.targets, (std::vector<int32_t>{1, kEnd, -100, kEnd, -100, -100, -100, -100}));
-  EXPECT_EQ(row.token_mask, (std::vector<uint8_t>{1, 1, 1, 1, 1, 0, 0, 0}));
-  EXPECT_EQ(row.segments, (std::vector<Segment>{{0, 0, 3}, {0, 3, 5}}));
-  EXPECT_EQ(row.positions, (std::vector<int32_t>{0, 1, 2, 0, 1, 2, 3, 4}));
-  EXPECT_EQ(row.num_tokens, 5);
+  EXPECT_EQ(row.seq_len, 5);
+  EXPECT_EQ(row.targets, (std::vector<int32_t>{1, kEnd, -100, kEnd, -100}));
+  EXPECT_TRUE(row.token_mask.empty());
+  EXPECT_EQ(row.segments, (std::vector<Segment>{{0, 0, 3}, {0, 3, 2}}));
   EXPECT_EQ(row.valid_tokens, 3);
 }
 
@@ -503,12 +520,12 @@ TEST(ValidationSet, NothingHeldOutIsNoWindow) {
 TEST(ValidationSet, SourcesTakeTurns) {
   const Sources sources = make_sources(counting(8), counting(20, 100), counting(3, 200));
   const ValidationSet set(sources, make_config(4, 1, 1, 1.0), kEnd);
-  ASSERT_EQ(set.num_windows(), 8);  // 2, 5 and one with padding
+  ASSERT_EQ(set.num_windows(), 8);  // 2, 5 and a short one
   std::vector<int32_t> last_targets;
   for (int64_t i = 0; i < 8; ++i) {
     last_targets.push_back(set.batch(i, 1).micro_batch.targets.back());
   }
-  EXPECT_EQ(last_targets, (std::vector<int32_t>{3, 103, -100, 7, 107, 111, 115, 119}));
+  EXPECT_EQ(last_targets, (std::vector<int32_t>{3, 103, 202, 7, 107, 111, 115, 119}));
 }
 
 TEST(ValidationSet, RefusesWindowsOutOfRange) {

@@ -122,6 +122,10 @@ TEST(HfConfig, SmallerThingsAreRead) {
                   .fp8);
 }
 
+std::string with(std::string members, std::string_view from, std::string_view to) {
+  return members.replace(members.find(from), from.size(), to);
+}
+
 struct Refusal {
   std::string members;
   std::string message;
@@ -130,6 +134,21 @@ struct Refusal {
 TEST(HfConfig, RefusesWhatItCannotExpress) {
   const std::vector<Refusal> cases = {
       {R"("model_type": "gpt2")", "model_type is 'gpt2', want one of mixtral, olmoe"},
+      {with(kLlama, R"("num_attention_heads": 6)", R"("num_attention_heads": 0)"),
+       "num_attention_heads is 0, want 1 to"},
+      {with(kLlama, R"("hidden_size": 48)", R"("hidden_size": 9223372036854775807)"),
+       "hidden_size is 9223372036854775807, want 0 to"},
+      {with(kQwen3Moe, R"("num_hidden_layers": 4)", R"("num_hidden_layers": 2000000000)"),
+       "num_hidden_layers is 2000000000, want 1 to 10000"},
+      {with(kOriginGrouped, R"("moe_intermediate_size": 20)", R"("moe_intermediate_size": 0)"),
+       "moe_intermediate_size is 0, want 1 to"},
+      // Zeros that would mean another value here.
+      {with(kOriginLatent, R"("latent_norm_eps": 1e-5)", R"("latent_norm_eps": 0.0)"),
+       "latent_norm_eps is 0.0, want more than 0"},
+      {with(kLlama, R"("vocab_size": 300)", R"("vocab_size": 0)"), "vocab_size is 0, want 1 to"},
+      {with(kMixtral, R"("head_dim": 10)", R"("head_dim": 0)"), "head_dim is 0, want 1 to"},
+      {with(kLlama, R"("max_position_embeddings": 64)", R"("max_position_embeddings": 0)"),
+       "max_position_embeddings is 0, want 1 to"},
       {cat(kMixtral, R"(, "attention_sinks": 4)"), "unknown key 'attention_sinks' (4)"},
       {cat(kMixtral, R"(, "hidden_act": "gelu")"), "hidden_act is \"gelu\", want 'silu'"},
       {cat(kMixtral, R"(, "attention_bias": true)"), "attention_bias is true, want false"},
@@ -166,6 +185,8 @@ TEST(HfConfig, RefusesWhatItCannotExpress) {
       {cat(kDeepseekV2, R"(, "norm_topk_prob": true)"), "norm_topk_prob is true"},
       {cat(kOriginGrouped, R"(, "norm_topk_prob": true)"), "norm_topk_prob is true"},
       {R"("model_type": "llama", "vocab_size": 3)", "hidden_size"},
+      {cat(kMixtral, R"(, "sliding_window": -1)"), "sliding_window is -1, want 0 to 16777216"},
+      {cat(kQwen3, R"(, "layer_types": "full_attention")"), "'layer_types' is string, want array"},
   };
   for (const Refusal& refusal : cases) {
     std::string message;

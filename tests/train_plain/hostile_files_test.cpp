@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "amoeba/error.h"
 #include "base/hash.h"
 #include "formats/safetensors.h"
 #include "formats/text_documents.h"
@@ -36,6 +37,12 @@ std::string pack(Numbers... numbers) {
 std::string nested(int depth) {
   return std::string(static_cast<size_t>(depth), '[') +
          std::string(static_cast<size_t>(depth), ']');
+}
+
+std::string repeated(std::string_view part, int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += part;
+  return text;
 }
 
 void put(FileSystem& files, const std::string& path, std::string_view text) {
@@ -74,6 +81,12 @@ std::string two_tensors(const std::string& second_name, const std::string& secon
          R"(":{"dtype":"U8","shape":[4],"data_offsets":)" + second_offsets + "}}";
 }
 
+std::string many_members(int count) {
+  std::string text;
+  for (int i = 0; i < count; ++i) text += cat(i == 0 ? "\"" : ",\"", i, "\":\"\"");
+  return text;
+}
+
 TEST(HostileFiles, Safetensors) {
   const std::string good = one_tensor("F32", "[2]", "[0,8]");
   const std::vector<HostileFile> cases = {
@@ -105,6 +118,13 @@ TEST(HostileFiles, Safetensors) {
        "shape holds 1e2, want an integer"},
       {"nested shape", safetensors(one_tensor("F32", nested(5000), "[0,4]"), 4),
        "shape holds an array, want integers"},
+      {"65 dimensions",
+       safetensors(one_tensor("F32", cat("[", repeated("1,", 64), "1]"), "[0,4]"), 4),
+       "shape has more than 64 dimensions"},
+      {"metadata without end", safetensors(cat("{\"__metadata__\":{", many_members(4097), "}}"), 0),
+       "__metadata__: more than 4096 keys"},
+      {"metadata twice", safetensors(R"({"__metadata__":{},"__metadata__":{}})", 0),
+       "'__metadata__' appears twice"},
       {"size and shape disagree", safetensors(one_tensor("F32", "[3]", "[0,8]"), 8),
        "hold 8 bytes, want 12 for F32 [3]"},
       {"unknown type", safetensors(one_tensor("F4", "[1]", "[0,4]"), 4),
@@ -128,6 +148,9 @@ TEST(HostileFiles, Json) {
       {"duplicate key", R"({"a":1,"a":2})", "duplicate key 'a'"},
       {"too deep", nested(65), "nested deeper than 64"},
       {"far too deep", nested(1'000'000), "nested deeper than 64"},
+      {"values without end", cat("[", repeated("0,", 65536), "0]"), "more than 65536 values"},
+      {"digits without end", cat("[", repeated("1", 4097), "]"),
+       "a number of more than 4096 digits"},
       {"integer that wraps", R"({"a":18446744073709551616})", "is outside the range of 64 bits"},
       {"NaN", R"({"a":NaN})", "invalid literal"},
       {"text behind", "{} {}", "expected end of input"},
@@ -144,6 +167,7 @@ TEST(HostileFiles, Toml) {
       {"duplicate key", "a = 1\na = 2\n", "cannot redefine existing integer 'a'"},
       {"invalid UTF-8", "a = \"\xff\"", "invalid utf-8"},
       {"too deep", "a = " + nested(64), "nested deeper than 64"},
+      {"too large", repeated("# comment\n", 30'000), "has 300000 bytes, want at most 262144"},
       {"dotted key without end", dots + " = 1", "more than 1000 dots in one line"},
       {"a date", "a = 1979-05-27", "dates and times are not taken"},
       {"cut short", "a = [1, 2", "encountered end-of-file"},
@@ -193,6 +217,7 @@ TEST(HostileFiles, Npy) {
       {"shape that wraps", npy(start + "(99999999999999999999,)}", 8), "has a bad shape"},
       {"shape past the end", npy(start + "(5,)}", 8), "want 5 tokens of 2 bytes"},
       {"two dimensions", npy(start + "(2, 2)}", 8), "has 2 dimensions, want 1"},
+      {"header too large", npy(std::string(10'001, ' '), 0), "header of 10001 bytes, want at most"},
       {"pickled objects", npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", 8),
        "descr is '|O'"},
       {"code", npy("__import__('os')", 8), "want a dict of descr"},
@@ -238,6 +263,40 @@ TEST(HostileFiles, Tokenizer) {
        "want two tokens and one space"},
   };
   expect_refusals(cases, "/f.json", formats::load_tokenizer_json);
+
+  const auto with_decoders = [](const std::string& decoders) {
+    return cat(R"({"decoder":{"type":"Sequence","decoders":[)", decoders, R"({"type":"Fuse"}]}})");
+  };
+  const auto with_steps = [](const std::string& what, const std::string& list,
+                             const std::string& steps) {
+    return cat("{\"", what, R"(":{"type":"Sequence",")", list, "\":[", steps,
+               R"({"type":"NFC"}]},"decoder":{"type":"Fuse"}})");
+  };
+  const auto replace = [](const std::string& pattern, const std::string& content) {
+    return cat(R"({"type":"Replace","pattern":)", pattern, R"(,"content":")", content, "\"},");
+  };
+  const std::string doubled = replace(R"({"String":"a"})", "aa");
+  expect_refusals(
+      {{"decoders that double", with_decoders(repeated(doubled, 5)), "more than 16 times as long"},
+       {"normalizers that double", with_steps("normalizer", "normalizers", repeated(doubled, 5)),
+        "more than 16 times as long"},
+       {"a pattern that lengthens",
+        with_steps("normalizer", "normalizers", replace(R"({"Regex":"a"})", std::string(16, 'b'))),
+        "more than 16 times as long"},
+       {"a prefix without end",
+        with_steps("normalizer", "normalizers",
+                   cat(R"({"type":"Prepend","prepend":")", std::string(65, 'a'), "\"},")),
+        "prepend has 65 bytes, want at most 64"},
+       {"decoders without end", with_decoders(repeated(R"({"type":"Fuse"},)", 64)),
+        "decoder: more than 64 steps"},
+       {"normalizers without end",
+        with_steps("normalizer", "normalizers", repeated(R"({"type":"NFC"},)", 64)),
+        "normalizer: more than 64 steps"},
+       {"pre-tokenizers without end",
+        with_steps("pre_tokenizer", "pretokenizers",
+                   repeated(R"({"type":"Metaspace","replacement":"_"},)", 64)),
+        "pre_tokenizer: more than 64 steps"}},
+      "/f.json", formats::load_tokenizer_json);
 }
 
 TEST(HostileFiles, Manifest) {

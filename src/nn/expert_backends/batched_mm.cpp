@@ -19,6 +19,7 @@
 #include "nn/expert_backends/backends.h"
 #include "nn/expert_backends/expert_function.h"
 #include "nn/expert_layout.h"
+#include "nn/swiglu.h"
 
 namespace amoeba::nn {
 namespace {

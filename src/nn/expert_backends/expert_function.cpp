@@ -67,11 +67,6 @@ void check_first_order() {
                "create_graph, want one without");
 }
 
-void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up) {
-  at::silu_out(out, gate);
-  out.mul_(up);
-}
-
 void swiglu_backward_out(SwigluGradients& out, at::Tensor& d_act, const at::Tensor& gate,
                          const at::Tensor& up) {
   at::silu_out(out.act, gate);

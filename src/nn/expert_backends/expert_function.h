@@ -45,9 +45,6 @@ at::Tensor run_expert_call(const c10::intrusive_ptr<ExpertCall>& call, const at:
 // In a backward: refuses one whose own gradient is asked for.
 void check_first_order();
 
-// silu(gate) * up into `out`, which may be neither.
-void swiglu_out(at::Tensor& out, const at::Tensor& gate, const at::Tensor& up);
-
 // From the gradient of the activation: d_act becomes scratch, all shapes are equal.
 struct SwigluGradients {
   at::Tensor act, d_gate, d_up;  // act: silu(gate) * up, computed again

@@ -18,6 +18,7 @@
 #include "nn/expert_backends/backends.h"
 #include "nn/expert_backends/expert_function.h"
 #include "nn/parallel.h"
+#include "nn/swiglu.h"
 
 namespace amoeba::nn {
 namespace {

@@ -14,6 +14,7 @@
 #include "amoeba/error.h"
 #include "nn/expert_backends/backends.h"
 #include "nn/expert_backends/expert_function.h"
+#include "nn/swiglu.h"
 
 namespace amoeba::nn {
 namespace {

@@ -224,7 +224,9 @@ Manifest read_manifest(FileSystem& files, const std::string& path) {
     AMOEBA_CHECK_KIND(kData, got == want, path, ": content has hash ", got, ", manifest_hash is ",
                       printable(want), ": the file is damaged");
   }
-  manifest.value = formats::parse_json(text, path);
+  // A tensor's line has ten values in more than a hundred bytes, a window's one in ten.
+  const auto max_values = static_cast<int64_t>(4096 + text.size() / 8);
+  manifest.value = formats::parse_json(text, path, max_values);
   return manifest;
 }
 

@@ -150,16 +150,17 @@ DataCursor DataCursor::from_value(const formats::Value& value, std::string_view 
 
 ValidationSet::ValidationSet(const Sources& sources, const RunConfig& config,
                              int32_t end_of_document)
-    : seq_len_(checked_seq_len(config)), end_of_document_(end_of_document) {
+    : end_of_document_(end_of_document) {
+  const int64_t seq_len = checked_seq_len(config);
   for (int64_t i = 0, before = -1; num_windows() > before; ++i) {
     before = num_windows();
     for (const auto& source : sources) {
       const int64_t size = source->num_tokens();
       const int64_t held_out = num_validation_tokens(size, config.data.validation_fraction);
-      const bool is_short = i == 0 && held_out > 0 && held_out < seq_len_;
-      if (is_short || i < held_out / seq_len_) {
+      const bool is_short = i == 0 && held_out > 0 && held_out < seq_len;
+      if (is_short || i < held_out / seq_len) {
         windows_.push_back(
-            {source.get(), size - held_out + i * seq_len_ - 1, is_short ? held_out : seq_len_});
+            {source.get(), size - held_out + i * seq_len - 1, is_short ? held_out : seq_len});
       }
     }
   }
@@ -169,7 +170,11 @@ ValidationBatch ValidationSet::batch(int64_t first_window, int64_t count) const 
   AMOEBA_CHECK(first_window >= 0 && count >= 1 && first_window <= num_windows() - count,
                "validation: windows [", first_window, ", ", first_window + count,
                "), want a range inside [0, ", num_windows(), ")");
-  ValidationBatch out{make_batch(count, seq_len_), 0};
+  int64_t width = 0;
+  for (int64_t row = 0; row < count; ++row) {
+    width = std::max(width, windows_[static_cast<size_t>(first_window + row)].length);
+  }
+  ValidationBatch out{make_batch(count, width), 0};
   for (int64_t row = 0; row < count; ++row) {
     out.num_bytes += fill_row(out.micro_batch, row,
                               windows_[static_cast<size_t>(first_window + row)], end_of_document_);

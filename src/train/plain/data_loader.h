@@ -72,7 +72,7 @@ struct DataCursor {
 struct DataWindow {
   const formats::TokenSource* source;
   int64_t begin;   // of the inputs; -1: before the first token
-  int64_t length;  // inputs; below seq_len: the rest of the row is padding
+  int64_t length;  // inputs; below the row's: the rest of it is padding
 };
 
 // Length of the held-out part: floor(num_tokens * fraction) with the fraction taken to nine
@@ -92,19 +92,19 @@ struct ValidationBatch {
 // window i are tokens [v0 + i*S, v0 + (i+1)*S), each one's input the token before it; before the
 // first token of a source stands an end-of-document token, which is not treated as a boundary, so
 // that every token is a target. Tokens behind the last full window are left out, unless there is
-// none: then they are one window with padding. Several sources take turns, so that the first
-// windows sample all of them.
+// none: then they are one short window. Several sources take turns, so that the first windows
+// sample all of them.
 class ValidationSet {
  public:
   // The sources must outlive the set.
   ValidationSet(const Sources& sources, const RunConfig& config, int32_t end_of_document);
 
   int64_t num_windows() const { return static_cast<int64_t>(windows_.size()); }
+  // Rows as long as the longest of these windows; shorter ones are padded.
   ValidationBatch batch(int64_t first_window, int64_t count) const;
 
  private:
   std::vector<DataWindow> windows_;
-  int64_t seq_len_;
   int32_t end_of_document_;
 };
 

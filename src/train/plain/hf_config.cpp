@@ -30,6 +30,9 @@ constexpr std::array<FamilyName, 9> kFamilies = {{{HfFamily::kMixtral, "mixtral"
                                                   {HfFamily::kOriginLatent, "origin_mla"},
                                                   {HfFamily::kOriginGrouped, "agpt_moe"}}};
 
+// Of every size and count, far above any model: products of two stay inside 64 bits.
+constexpr int64_t kMaxInteger = 1 << 24;
+
 // What says nothing about the mathematics of a forward pass.
 constexpr std::string_view kIgnoredKeys[] = {
     "_attn_implementation_autoset",
@@ -58,6 +61,8 @@ constexpr std::string_view kIgnoredKeys[] = {
     "use_cache",
 };
 
+constexpr int64_t kMaxLayers = 10000;  // of model.num_layers
+
 template <typename T>
 Value value_of(T data) {
   Value value;
@@ -76,12 +81,15 @@ class Keys {
     const Value* value = object_.find(key);
     return value == nullptr || value->get_if<std::monostate>() != nullptr ? nullptr : value;
   }
-  int64_t integer(std::string_view key) {
+  int64_t integer(std::string_view key, int64_t minimum = 0, int64_t maximum = kMaxInteger) {
     find(key);
-    return object_.integer_at(key, path_);
+    const int64_t number = object_.integer_at(key, path_);
+    AMOEBA_CHECK_KIND(kData, number >= minimum && number <= maximum, path_, ": ", key, " is ",
+                      number, ", want ", minimum, " to ", maximum);
+    return number;
   }
-  int64_t integer(std::string_view key, int64_t absent) {
-    return find(key) == nullptr ? absent : object_.integer_at(key, path_);
+  int64_t integer_or(std::string_view key, int64_t absent, int64_t minimum = 0) {
+    return find(key) == nullptr ? absent : integer(key, minimum);
   }
   double number(std::string_view key) {
     find(key);
@@ -96,10 +104,14 @@ class Keys {
   std::string text(std::string_view key, std::string_view absent) {
     return find(key) == nullptr ? std::string(absent) : object_.string_at(key, path_);
   }
+  const Array& array(std::string_view key) {
+    find(key);
+    return object_.array_at(key, path_);
+  }
   std::vector<int64_t> integers(std::string_view key) {
     std::vector<int64_t> out;
     if (find(key) == nullptr) return out;
-    for (const Value& element : object_.array_at(key, path_)) {
+    for (const Value& element : array(key)) {
       const auto* number = element.get_if<int64_t>();
       if (number == nullptr) refuse(key, "integers");
       out.push_back(*number);
@@ -179,9 +191,9 @@ class Reader {
 
   void read_common() {
     dim_ = keys_.integer("hidden_size");
-    num_layers_ = keys_.integer("num_hidden_layers");
-    num_heads_ = keys_.integer("num_attention_heads");
-    set("vocab_size", "model.vocab_size", keys_.integer("vocab_size"));
+    num_layers_ = keys_.integer("num_hidden_layers", 1, kMaxLayers);
+    num_heads_ = keys_.integer("num_attention_heads", 1);
+    set("vocab_size", "model.vocab_size", keys_.integer("vocab_size", 1));
     set("hidden_size", "model.dim", dim_);
     set("num_hidden_layers", "model.num_layers", num_layers_);
     set("num_attention_heads", "model.num_heads", num_heads_);
@@ -198,11 +210,11 @@ class Reader {
   void read_grouped() {
     set_text("model_type", "model.attention", "gqa");
     set("num_key_value_heads", "model.num_kv_heads",
-        keys_.integer("num_key_value_heads", num_heads_));
+        keys_.integer_or("num_key_value_heads", num_heads_));
     const bool is_qwen3 = is(HfFamily::kQwen3);
-    const int64_t head_dim = keys_.integer("head_dim", is_qwen3 ? 128 : dim_ / num_heads_);
+    const int64_t head_dim = keys_.integer_or("head_dim", is_qwen3 ? 128 : dim_ / num_heads_, 1);
     set("head_dim", "model.head_dim", head_dim);
-    const int64_t window = is(HfFamily::kMixtral) ? keys_.integer("sliding_window", 0) : 0;
+    const int64_t window = is(HfFamily::kMixtral) ? keys_.integer_or("sliding_window", 0) : 0;
     set("sliding_window", "model.sliding_window", window);
     const bool norms_heads = is_qwen3 || is(HfFamily::kQwen3Moe), norms_all = is(HfFamily::kOlmoe);
     set("model_type", "model.qk_norm", norms_heads || norms_all);
@@ -218,8 +230,8 @@ class Reader {
       keys_.ignore("sliding_window");
       keys_.ignore("max_window_layers");
     }
-    if (const Value* types = keys_.find("layer_types")) {
-      for (const Value& type : *types->get_if<Array>()) {
+    if (keys_.find("layer_types") != nullptr) {
+      for (const Value& type : keys_.array("layer_types")) {
         const auto* text = type.get_if<std::string>();
         if (text == nullptr || *text != "full_attention") {
           keys_.refuse("layer_types", "full_attention everywhere");
@@ -230,22 +242,23 @@ class Reader {
 
   void read_latent() {
     set_text("model_type", "model.attention", "mla");
-    set("q_lora_rank", "model.q_lora_rank", keys_.integer("q_lora_rank", 0));
+    set("q_lora_rank", "model.q_lora_rank", keys_.integer_or("q_lora_rank", 0));
     for (const char* key : {"kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}) {
       set(key, cat("model.", key), keys_.integer(key));
     }
     const int64_t rope = keys_.integer("qk_rope_head_dim");
     const int64_t key_dim = keys_.integer("qk_nope_head_dim") + rope;
-    if (keys_.integer("qk_head_dim", key_dim) != key_dim) {
+    if (keys_.integer_or("qk_head_dim", key_dim) != key_dim) {
       keys_.refuse("qk_head_dim", cat(key_dim));
     }
     keys_.ignore("head_dim");  // older files hold other widths here; nothing reads it
-    if (keys_.integer("num_key_value_heads", num_heads_) != num_heads_) {
+    if (keys_.integer_or("num_key_value_heads", num_heads_) != num_heads_) {
       keys_.refuse("num_key_value_heads", cat(num_heads_, ", as num_attention_heads"));
     }
     keys_.expect("rope_interleave", true);
     // Their classes norm the latents with 1e-6 whatever rms_norm_eps says.
     const double eps = is(HfFamily::kOriginLatent) ? keys_.number("latent_norm_eps") : 1e-6;
+    if (eps <= 0.0) keys_.refuse("latent_norm_eps", "more than 0");
     set(is(HfFamily::kOriginLatent) ? "latent_norm_eps" : "model_type", "model.latent_norm_eps",
         eps);
   }
@@ -289,12 +302,12 @@ class Reader {
   void read_grouped_experts() {
     const bool has_own_width = is(HfFamily::kQwen3Moe) || is(HfFamily::kOriginGrouped);
     const char* width_key = has_own_width ? "moe_intermediate_size" : "intermediate_size";
-    const int64_t width = keys_.integer(width_key);
+    const int64_t width = keys_.integer(width_key, 1);
     set(width_key, "moe.hidden_dim", width);
     const char* experts_key =
         keys_.find("num_experts") != nullptr ? "num_experts" : "num_local_experts";
     const int64_t num_experts = keys_.integer(experts_key);
-    if (keys_.integer("num_local_experts", num_experts) != num_experts) {
+    if (keys_.integer_or("num_local_experts", num_experts) != num_experts) {
       keys_.refuse("num_local_experts", cat(num_experts, ", as num_experts"));
     }
     set(experts_key, "moe.num_experts", num_experts);
@@ -310,12 +323,12 @@ class Reader {
     double scale = 1.0;
     if (is(HfFamily::kOriginGrouped)) {
       const int64_t shared_width = keys_.integer("shared_expert_intermediate_size");
-      if (shared_width % width != 0 || shared_width == 0) {
-        keys_.refuse("shared_expert_intermediate_size", cat("a multiple of ", width));
+      if (width == 0 || shared_width == 0 || shared_width % width != 0) {
+        keys_.refuse("shared_expert_intermediate_size", cat("a multiple of ", width, " above 0"));
       }
       num_shared = shared_width / width;
       scale = keys_.number("router_scale", 1.0);
-      if (keys_.integer("intermediate_size", width) != width) {
+      if (keys_.integer_or("intermediate_size", width) != width) {
         keys_.refuse("intermediate_size", cat(width, ", as moe_intermediate_size"));
       }
     }
@@ -329,12 +342,12 @@ class Reader {
   void read_dense_layers_of_qwen() {
     int64_t num_dense = 0;
     if (is(HfFamily::kQwen3Moe)) {
-      const int64_t step = keys_.integer("decoder_sparse_step", 1);
-      const std::vector<int64_t> listed = keys_.integers("mlp_only_layers");
+      const int64_t step = keys_.integer_or("decoder_sparse_step", 1);
+      const std::vector<int64_t> list = keys_.integers("mlp_only_layers");
+      const std::set<int64_t> listed(list.begin(), list.end());
       if (step < 1) keys_.refuse("decoder_sparse_step", "at least 1");
       const auto is_dense_layer = [&](int64_t layer) {
-        return std::find(listed.begin(), listed.end(), layer) != listed.end() ||
-               (layer + 1) % step != 0;
+        return listed.contains(layer) || (layer + 1) % step != 0;
       };
       while (num_dense < num_layers_ && is_dense_layer(num_dense)) ++num_dense;
       for (int64_t layer = num_dense; layer < num_layers_; ++layer) {
@@ -342,7 +355,7 @@ class Reader {
         keys_.refuse(step == 1 ? "mlp_only_layers" : "decoder_sparse_step",
                      "dense layers only before the first with experts");
       }
-      const int64_t width = keys_.integer("intermediate_size", 0);
+      const int64_t width = keys_.integer_or("intermediate_size", 0);
       if (num_dense > 0) set("intermediate_size", "model.dense_hidden_dim", width);
     }
     set("mlp_only_layers", "model.num_dense_layers", num_dense);
@@ -351,15 +364,15 @@ class Reader {
   void read_deepseek_experts() {
     const bool is_v2 = is(HfFamily::kDeepseekV2), is_v3 = is(HfFamily::kDeepseekV3);
     const int64_t num_dense =
-        std::min(keys_.integer("first_k_dense_replace", is_v3 ? 3 : 0), num_layers_);
-    const int64_t dense_width = keys_.integer("intermediate_size", 0);
+        std::min(keys_.integer_or("first_k_dense_replace", is_v3 ? 3 : 0), num_layers_);
+    const int64_t dense_width = keys_.integer_or("intermediate_size", 0);
     set("first_k_dense_replace", "model.num_dense_layers", num_dense);
     if (num_dense > 0) set("intermediate_size", "model.dense_hidden_dim", dense_width);
     keys_.expect("moe_layer_freq", 1.0);
-    out_.num_extra_layers = keys_.integer("num_nextn_predict_layers", 0);
+    out_.num_extra_layers = keys_.integer_or("num_nextn_predict_layers", 0);
     set("moe_intermediate_size", "moe.hidden_dim", keys_.integer("moe_intermediate_size"));
     set("n_routed_experts", "moe.num_experts", keys_.integer("n_routed_experts"));
-    set("n_shared_experts", "moe.num_shared_experts", keys_.integer("n_shared_experts", 0));
+    set("n_shared_experts", "moe.num_shared_experts", keys_.integer_or("n_shared_experts", 0));
     if (is_v2) {
       keys_.expect("norm_topk_prob", false);
       set("norm_topk_prob", "moe.route_norm", false);
@@ -369,7 +382,8 @@ class Reader {
     set("routed_scaling_factor", "moe.route_scale",
         keys_.number("routed_scaling_factor", is_v3 ? 2.5 : 1.0));
 
-    int64_t groups = keys_.integer("n_group", 1), limited = keys_.integer("topk_group", groups);
+    int64_t groups = keys_.integer_or("n_group", 1),
+            limited = keys_.integer_or("topk_group", groups);
     std::string_view score = "best_two";
     if (is_v2) {
       const std::string method = keys_.text("topk_method", "greedy");
@@ -390,7 +404,7 @@ class Reader {
   // Frequencies and the length that the model is meant for. transformers 5 keeps both in
   // rope_parameters, before it rope_theta stood beside rope_scaling.
   void read_rotation() {
-    const int64_t context = keys_.integer("max_position_embeddings");
+    const int64_t context = keys_.integer("max_position_embeddings", 1);
     const char* key = keys_.find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
     const Value* scaling = keys_.find(key);
     if (key == std::string_view("rope_parameters")) {

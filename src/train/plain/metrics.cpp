@@ -187,12 +187,14 @@ void add_guard_record(RunHistory& history, GuardRecord record) {
   history.guard.push_back(std::move(record));
 }
 
+constexpr int64_t kMaxLineValues = 1 << 18;  // a step's line has one for each expert of each layer
+
 // Parse errors of one line come as "line:1:COLUMN: reason"; the file's path and line replace the
 // front.
 Value parse_line(std::string_view line, const std::string& what) {
   const std::string_view front = "line:1";
   try {
-    return formats::parse_json(line, "line");
+    return formats::parse_json(line, "line", kMaxLineValues);
   } catch (const Error& error) {
     const std::string_view reason = error.what();
     if (!reason.starts_with(front)) throw;

@@ -136,14 +136,15 @@ void make_sparse(Source& source, const std::string& upcycle) {
 
 Checkpoint open_checkpoint(FileSystem& files, const std::string& path, const LogSink& log) {
   AMOEBA_CHECK_KIND(kData, files.is_directory(path), "checkpoint: '", path,
-                    "' is not a folder; want a run's folder or one of its checkpoints");
+                    "' is not a folder; want a run's folder, one of its checkpoints or a Hugging "
+                    "Face folder");
   if (files.exists(path + "/manifest.json")) return load_checkpoint(files, path);
   LatestCheckpoint latest = load_latest_checkpoint(files, path);
   for (const std::string& reason : latest.skipped) {
     log(LogLevel::kWarning, cat("checkpoint: passed over ", reason));
   }
   AMOEBA_CHECK_KIND(kData, latest.checkpoint.has_value(), "checkpoint: none in '", path,
-                    "'; want a run's folder or one of its checkpoints");
+                    "'; want a run's folder, one of its checkpoints or a Hugging Face folder");
   return std::move(*latest.checkpoint);
 }
 

@@ -39,6 +39,18 @@ struct Columns {
     }
   }
 
+  // Rows of weights lie pages apart, where no hardware looks ahead.
+  static void prefetch_next_strip(const Storage* weights, int64_t k_stride) {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Storage));
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kValues; ++j) {
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < P::kStrip; i += kLine) {
+        __builtin_prefetch(weights + j * k_stride + P::kStrip + i, 0, 2);
+      }
+    }
+  }
+
   // out[i][n] = sum over k of weights(n, k) * panel[k][i]
   template <int64_t kRows>
   static void tile(const Storage* weights, int64_t k_stride, int64_t num_k, const Panel& panel,
@@ -51,6 +63,7 @@ struct Columns {
       for (int64_t v = 0; v < kVectors; ++v) {
         vectors[v] = load_units(weights + v * kLanes, k_stride, k + 1 < num_k);
       }
+      if constexpr (kRows > 1 || sizeof(Storage) == 2) prefetch_next_strip(weights, k_stride);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kRows; ++i) {
         const Vec unit = V::fill(V::template load<float>(lanes + i * P::kUnitBytes));

@@ -38,7 +38,9 @@ struct Dots {
       Vec values[kOutputs];
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kOutputs; ++i) {
-        values[i] = (Vec)K::load_units(weights + i * weight_stride + k, left, 1.0f);
+        const Storage* at = weights + i * weight_stride + k;
+        values[i] = (Vec)K::load_units(at, left, 1.0f);
+        __builtin_prefetch(at + kOutputs * weight_stride, 0, 2);  // what the next tile reads
       }
 #pragma GCC unroll 8
       for (int64_t r = 0; r < kRows; ++r) {

@@ -43,6 +43,14 @@ struct Vectors {
   static Shorts narrow(Vec value) {
     return __builtin_convertvector(round_bf16(value) >> 16, Shorts);
   }
+  // Two vectors as bf16 one after the other.
+  static Vec narrow(Vec first, Vec second) {
+    return join(narrow(first), narrow(second), std::make_integer_sequence<int64_t, 2 * kLanes>());
+  }
+  template <int64_t... kLane>
+  static Vec join(Shorts first, Shorts second, std::integer_sequence<int64_t, kLane...>) {
+    return (Vec)__builtin_shufflevector(first, second, kLane...);
+  }
   // Two vectors as pairs of bf16, `low` first in memory.
   static Words pair(Vec low, Vec high) {
     return ((round_bf16(low) >> 16) & 0xffff) | round_bf16(high);

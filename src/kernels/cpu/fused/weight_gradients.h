@@ -62,6 +62,12 @@ struct WeightGradients {
     if (count < kLanes) std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(T));
   }
 
+  // As much memory as a vector of fp32.
+  static void store_pair(const Pass& p, Storage* to, Vec first, Vec second) {
+    const bool is_line = reinterpret_cast<uintptr_t>(to) % sizeof(Vec) == 0;
+    F::Lanes::store(p.streams && is_line, reinterpret_cast<float*>(to), V::narrow(first, second));
+  }
+
   template <typename T>
   static void store_typed(const Pass& p, const Target& target, int64_t h, int64_t d,
                           const Sums& sums, int64_t num_d) {
@@ -70,7 +76,15 @@ struct WeightGradients {
     if (target.d_stride == 1) {
       for (int64_t i = 0; i < num_h; ++i) {
         T* row = data + (h + i) * target.h_stride + d;
-        for (int64_t j = 0; j < num_d; j += kLanes) {
+        int64_t j = 0;
+        if constexpr (sizeof(T) == 2) {
+          for (; !p.accumulate && j + 2 * kLanes <= num_d; j += 2 * kLanes) {
+            const float* value = &sums.value[i][j];
+            store_pair(p, row + j, V::template load<Vec>(value),
+                       V::template load<Vec>(value + kLanes));
+          }
+        }
+        for (; j < num_d; j += kLanes) {
           store_line(p, row + j, V::template load<Vec>(&sums.value[i][j]), num_d - j);
         }
       }
@@ -105,14 +119,16 @@ struct WeightGradients {
   }
 
   // target(h, d) = sum over the rows of e of tokens[h][row] * rows[row][d], for strips [s0, s1) of
-  // H; rows pass by kWidth columns at a time, and stay in the caches while strips do.
+  // H; rows pass by some columns at a time, and stay in the caches while strips do. In bf16 two
+  // vectors are what a vector of fp32 is, and whole lines are stored.
   static void write(const Pass& p, const Target& target, int64_t e, int64_t s0, int64_t s1,
                     const char* tokens, const char* rows) {
     const int64_t d_size = p.sizes.model_dim;
     if (p.first_block[e] == p.first_block[e + 1] && p.accumulate) return;
+    const int64_t width = target.dtype == DType::kF32 ? P::kWidth : 2 * kLanes;
     Sums sums;
-    for (int64_t d = 0; d < d_size; d += P::kWidth) {
-      const int64_t num_d = d_size - d < P::kWidth ? d_size - d : P::kWidth;
+    for (int64_t d = 0; d < d_size; d += width) {
+      const int64_t num_d = d_size - d < width ? d_size - d : width;
       for (int64_t s = s0; s < s1; ++s) {
         sum_rows(p, e, s * kStrip, tokens, rows + d * kUnitBytes, (num_d + kLanes - 1) / kLanes,
                  sums);

@@ -109,14 +109,18 @@ __device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char*
   if (lane == 0) commit_stores();
 }
 
-// ---- rows out: c [rows, n] (+ bias)
-
-template <typename T>
-class Sm90Rows {
- public:
+// What epilogues have in common that send c by a ring of pieces.
+struct Sm90Pieces {
   static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
   static constexpr int kWarpBytes = 2 * kPieceBytes;
+};
+
+// ---- rows out: c [rows, n] (+ bias)
+
+template <typename T>
+class Sm90Rows : public Sm90Pieces {
+ public:
   using Arguments = typename RowsEpilogue<T>::Params;
   struct Params {
     Arguments rows;
@@ -167,11 +171,8 @@ class Sm90Rows {
 // ---- up: z and a of silu(gate) * up
 
 template <typename T>
-class Sm90Up {
+class Sm90Up : public Sm90Pieces {
  public:
-  static constexpr bool kReadsStages = false;
-  static constexpr int kStages = 4;
-  static constexpr int kWarpBytes = 2 * kPieceBytes;
   using Arguments = UpParams<T>;
   struct Params {
     Arguments up;
@@ -450,11 +451,8 @@ class Sm90HiddenGradient {
 // ---- weight gradient: c [m, n] of an expert, written in the element type
 
 template <typename T>
-class Sm90WeightGradient {
+class Sm90WeightGradient : public Sm90Pieces {
  public:
-  static constexpr bool kReadsStages = false;
-  static constexpr int kStages = 4;
-  static constexpr int kWarpBytes = 2 * kPieceBytes;
   using Arguments = typename WeightGradientEpilogue<T>::Params;
   struct Params {
     CUtensorMap out;

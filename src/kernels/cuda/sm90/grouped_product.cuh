@@ -156,7 +156,8 @@ __device__ inline void clear_tail(uint32_t stage, int group, int32_t valid) {
     }
   }
   fence_shared_for_products();
-  asm volatile("bar.sync 1, %0;" ::"n"(2 * Sm90::kGroupThreads) : "memory");
+  // Groups reach it in different copies of the code: one may have no rows.
+  asm volatile("barrier.sync 1, %0;" ::"n"(2 * Sm90::kGroupThreads) : "memory");
 }
 
 // The sum over a tile's depth. kColumns == 0: no rows, but the stages pass.
