@@ -19,6 +19,7 @@ import subprocess
 import sys
 
 import step_times
+from results import publish
 
 WARM_UP = 10  # steps
 TAIL = 50  # last steps whose mean loss is compared
@@ -121,12 +122,7 @@ def main():
         results.append(run(options, spec))
         print(table(results[-1:]).splitlines()[-1], flush=True)
     text = f"{options.preset}, {options.batch} sequences of {options.seq_len}\n\n" + table(results)
-    print("\n" + text)
-    if options.out:
-        with open(options.out + ".md", "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(options.out + ".json", "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+    publish(text, results, options.out)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import time
 import amoeba
 import torch
 import torch.nn.functional as F
+from results import publish
 
 # -- What is measured ----------------------------------------------------------------------------------
 
@@ -442,15 +443,6 @@ def parse():
     return parser.parse_args()
 
 
-def publish(options, text, result):
-    print("\n" + text)
-    if options.out:
-        with open(options.out + ".md", "w", encoding="utf-8") as file:
-            file.write(text)
-        with open(options.out + ".json", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-
-
 def choose(names, known):
     if names is None:
         return dict(known)
@@ -477,7 +469,7 @@ def main():
     else:
         results = [measure_all(options)]
     families = {name: peer.family for name, peer in peers("cpu").items()}
-    publish(options, report(results, families), results)
+    publish(report(results, families), results, options.out)
 
 
 def measure_all(options):

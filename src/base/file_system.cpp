@@ -251,13 +251,11 @@ void create_directories_durably(FileSystem& files, const std::string& path) {
   for (const std::string& folder : to_sync) files.sync_directory(folder);
 }
 
-void write_file_atomically(FileSystem& files, const std::string& path, std::string_view text) {
+void make_atomically(FileSystem& files, const std::string& path,
+                     const std::function<void(const std::string& partial)>& make) {
   const std::string partial = path + ".partial";
   try {
-    const std::unique_ptr<WritableFile> file = files.create(partial);
-    file->write(text);
-    file->sync();
-    file->close();
+    make(partial);
     files.rename(partial, path);
   } catch (const Error&) {
     try {
@@ -267,6 +265,15 @@ void write_file_atomically(FileSystem& files, const std::string& path, std::stri
     throw;
   }
   files.sync_directory(parent_folder(path));
+}
+
+void write_file_atomically(FileSystem& files, const std::string& path, std::string_view text) {
+  make_atomically(files, path, [&](const std::string& partial) {
+    const std::unique_ptr<WritableFile> file = files.create(partial);
+    file->write(text);
+    file->sync();
+    file->close();
+  });
 }
 
 }  // namespace amoeba

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -72,8 +73,12 @@ std::string absolute_path(const std::string& path);
 // create_directories, then a sync of the parent of `path` and of every folder that was missing.
 void create_directories_durably(FileSystem& files, const std::string& path);
 
-// Writes `text` to `path` so that a crash leaves the old file or the new one: temporary file beside
-// it, sync, rename, sync of the folder.
+// Has `make` make and sync a file or a new folder at a temporary path beside `path`, then renames
+// it and syncs the folder both are in. When something fails nothing is left at the temporary path.
+void make_atomically(FileSystem& files, const std::string& path,
+                     const std::function<void(const std::string& partial)>& make);
+
+// Writes `text` to `path` so that a crash leaves the old file or the new one.
 void write_file_atomically(FileSystem& files, const std::string& path, std::string_view text);
 
 }  // namespace amoeba

@@ -150,10 +150,9 @@ void export_hugging_face(FileSystem& files, nn::Model& model, const RunConfig& c
   check_bias(options.family, model);
   Tensors tensors(hf_tensors(options.family, model.config(), weight_tensors(model)), dtype);
 
-  const std::string partial = folder + ".partial", parent = parent_folder(folder);
-  files.remove_all(partial);
-  create_directories_durably(files, parent);
-  try {
+  files.remove_all(folder + ".partial");  // of an export that was killed
+  create_directories_durably(files, parent_folder(folder));
+  make_atomically(files, folder, [&](const std::string& partial) {
     files.create_directories(partial);
     write_weights(files, partial, tensors, options.max_shard_bytes);
     write_text(files, partial + "/config.json", formats::write_json(json, 2) + "\n");
@@ -161,15 +160,7 @@ void export_hugging_face(FileSystem& files, nn::Model& model, const RunConfig& c
       write_text(files, partial + "/" + file.name, file.text);
     }
     files.sync_directory(partial);
-    files.rename(partial, folder);
-  } catch (const Error&) {
-    try {
-      files.remove_all(partial);
-    } catch (const Error&) {  // the first error is the one to report
-    }
-    throw;
-  }
-  files.sync_directory(parent);
+  });
 }
 
 }  // namespace amoeba::train

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> p) {
 #pragma unroll 8
     for (int64_t row = first; row < end; ++row) {
       const int64_t at = row * p.size + d;
-      sum += device::to_float(p.dy[at]) * device::to_float(p.x[at]) * p.rstd[row];
+      sum += static_cast<float>(p.dy[at]) * static_cast<float>(p.x[at]) * p.rstd[row];
     }
     p.parts[blockIdx.x * p.size + d] = sum;
   }

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error_word.h"
-#include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/row.cuh"
 #include "kernels/cuda/device/scalar.cuh"
 #include "kernels/cuda/device/scan.cuh"
 #include "kernels/cuda/launch.h"
@@ -220,9 +220,7 @@ __global__ void __launch_bounds__(kWarpThreads)
                                                               column * sizeof(T)));
       }
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    }
+    sum = device::sum_warp(sum);
   }
   if (lane == 0) {
     device::store_scalar(

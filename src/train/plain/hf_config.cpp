@@ -323,7 +323,7 @@ class Reader {
     double scale = 1.0;
     if (is(HfFamily::kOriginGrouped)) {
       const int64_t shared_width = keys_.integer("shared_expert_intermediate_size");
-      if (width == 0 || shared_width == 0 || shared_width % width != 0) {
+      if (shared_width == 0 || shared_width % width != 0) {
         keys_.refuse("shared_expert_intermediate_size", cat("a multiple of ", width, " above 0"));
       }
       num_shared = shared_width / width;

@@ -15,32 +15,13 @@ bool rows_are_wide(int64_t size, Pointers... pointers) {
   return size % kPiece == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(bf16 value) { return __bfloat162float(value); }
-__device__ inline float to_float(fp16 value) { return __half2float(value); }
-
-template <typename T>
-__device__ T from_float(float value);
-template <>
-__device__ inline float from_float<float>(float value) {
-  return value;
-}
-template <>
-__device__ inline bf16 from_float<bf16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <>
-__device__ inline fp16 from_float<fp16>(float value) {
-  return __float2half_rn(value);
-}
-
 // The first of `left` values that are there; `fill` beyond.
 template <typename T>
 __device__ inline void load_piece(float (&to)[kPiece], const T* from, int64_t left, bool wide,
                                   float fill = 0) {
   if (!wide) {
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) to[i] = i < left ? to_float(from[i]) : fill;
+    for (int i = 0; i < kPiece; ++i) to[i] = i < left ? static_cast<float>(from[i]) : fill;
   } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -67,7 +48,7 @@ __device__ inline void store_piece(T* to, const float (&from)[kPiece], int64_t l
   if (!wide) {
 #pragma unroll
     for (int i = 0; i < kPiece; ++i) {
-      if (i < left) to[i] = from_float<T>(from[i]);
+      if (i < left) to[i] = static_cast<T>(from[i]);
     }
   } else if constexpr (sizeof(T) == 4) {
     reinterpret_cast<float4*>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
@@ -83,12 +64,6 @@ __device__ inline void store_piece(T* to, const float (&from)[kPiece], int64_t l
 __device__ inline float sum_warp(float value) {
   for (int distance = 16; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
-__device__ inline float max_warp(float value) {
-  for (int distance = 16; distance > 0; distance /= 2)
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
   return value;
 }
 
