@@ -72,7 +72,7 @@ struct Fixture {
   nn::RopeTable table;
 };
 
-// In fp32 by kernels of our own where the CPU has them, in bf16 by LibTorch's.
+// By kernels of our own where the CPU has them, bf16 widened; else by LibTorch's.
 class AttentionShapes : public testing::TestWithParam<std::tuple<Shape, at::ScalarType>> {};
 
 TEST_P(AttentionShapes, AgreesWithPlainInOutputAndGradients) {
