@@ -13,6 +13,7 @@
 #include "kernels_cuda/device.h"
 #include "support/errors.h"
 #include "support/kernels/cases.h"
+#include "support/kernels/host_tensor.h"
 #include "support/kernels/oracle.h"
 #include "support/kernels/stored.h"
 
@@ -55,6 +56,19 @@ std::vector<KernelCase> make_cuda_cases() {
     c.model_dim = shape.model_dim;
     c.hidden_dim = shape.hidden_dim;
     c.counts = shape.counts;
+    cases.push_back(c);
+  }
+  // Every stored layout with gradients in fp32, the other options cycling.
+  for (size_t i = 0; i < 48; ++i) {
+    KernelCase c = cases[num_shared + i * 5 % 96];
+    const Shape& shape = shapes[i % 4];
+    c.name = std::string(shape.name) + "_fp32_" + std::to_string(i);
+    c.model_dim = shape.model_dim;
+    c.hidden_dim = shape.hidden_dim;
+    c.counts = shape.counts;
+    c.options.layout = static_cast<kernels::GateUpLayout>(i / 4 % 3);
+    c.options.transposed = i / 12 % 2 == 1;
+    c.gradients = i / 24 == 0 ? Gradients::kOverwriteFp32 : Gradients::kAccumulateFp32;
     cases.push_back(c);
   }
   return cases;
@@ -315,6 +329,33 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
           EXPECT_EQ(*some.list()[at], *all.list()[at])
               << KernelResults::kNames[at] << " without " << left_out << " " << c;
         }
+      }
+    }
+  }
+}
+
+// Adding nothing to a number below the smallest normal one leaves it.
+TEST(CudaVariants, AddToSubnormals) {
+  SKIP_WITHOUT_GPU();
+  const DType dtype = DType::kBF16;
+  for (size_t i = 0; i < cuda_cases().size(); i += 10) {
+    KernelCase c = cuda_cases()[i];
+    c.gradients = Gradients::kAccumulateFp32;
+    KernelValues values = make_values(c, dtype);
+    std::fill(values.dy.begin(), values.dy.end(), 0.0);
+    KernelValues previous = make_previous(c, DType::kF32);
+    for (std::vector<double>* field :
+         {&previous.gate, &previous.up, &previous.down, &previous.gate_bias, &previous.up_bias,
+          &previous.down_bias}) {
+      for (double& value : *field) value = round_to(DType::kF32, value * 1e-40);
+    }
+    for (const Variant& variant : cuda::variants()) {
+      if (!refusal(variant, c, dtype).empty()) continue;
+      const KernelResults results = run_cuda(variant.name, c, dtype, values, previous);
+      const KernelResults exact = oracle_experts(c, values, previous).results;
+      for (size_t at = 3; at < KernelResults::kCount; ++at) {
+        EXPECT_EQ(*results.list()[at], *exact.list()[at])
+            << KernelResults::kNames[at] << " " << variant.name << " " << c;
       }
     }
   }

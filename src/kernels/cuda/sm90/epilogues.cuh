@@ -4,7 +4,8 @@
 // A warp handles c in pieces of 16 rows by 64 columns (128 bytes of 16-bit elements, 2 KiB, with
 // the 128-byte swizzle of the tensor maps). Whole pieces leave by the copy engine; rows past the
 // end of an expert's are another's, so a piece with such rows is written by its lanes. One lane
-// issues and waits for all stores of a warp. `begin` runs early in a tile's main loop.
+// issues and waits for all stores of a warp. `begin` runs early in a tile's main loop, `ahead`
+// during its last products.
 //
 // Sm90Strips is the other way: the epilogues of epilogues.cuh, for every option and output.
 #pragma once
@@ -31,6 +32,10 @@ __device__ inline void store_matrices(uint32_t to, const uint32_t (&word)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
                : "memory");
+}
+
+__device__ inline void store_pair(uint32_t to, float first, float second) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory");
 }
 
 __device__ inline uint4 load_shared(uint32_t from) {
@@ -60,6 +65,28 @@ __device__ inline void put_piece(uint32_t piece, const float (&c)[8][4], int lan
     store_matrices(blocks_address(piece, j, lane),
                    {pack<T>(c[j][0], c[j][1]), pack<T>(c[j][2], c[j][3]),
                     pack<T>(c[j + 1][0], c[j + 1][1]), pack<T>(c[j + 1][2], c[j + 1][3])});
+  }
+}
+
+// 16 x 32 of c in fp32, from block 4 kPart on. Odd rows come in another order of blocks: then the
+// four rows that are stored at a time meet different banks.
+template <int kPart>
+__device__ inline void put_fp32_piece(uint32_t piece, const float (&c)[8][4], int lane) {
+  const int row = lane / 4;
+  const bool is_odd = row % 2 == 1;
+  const int chunk = (is_odd ? 4 : 0) + lane % 4 / 2;
+  const uint32_t within = lane % 2 * 8;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float* low = &c[4 * kPart + j][2 * r];
+      const float* high = &c[4 * kPart + j + 2][2 * r];
+      store_pair(chunk_address(piece, row + 8 * r, chunk + 2 * j) + within,
+                 is_odd ? high[0] : low[0], is_odd ? high[1] : low[1]);
+      store_pair(chunk_address(piece, row + 8 * r, (chunk ^ 4) + 2 * j) + within,
+                 is_odd ? low[0] : high[0], is_odd ? low[1] : high[1]);
+    }
   }
 }
 
@@ -109,10 +136,17 @@ __device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char*
   if (lane == 0) commit_stores();
 }
 
-// What epilogues have in common that send c by a ring of pieces.
-struct Sm90Pieces {
+// Epilogues that read nothing before they run.
+struct Sm90Epilogue {
   static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
+  template <typename Pipeline>
+  __device__ void begin(const Tile&, int32_t, int32_t, const Pipeline&) {}
+  __device__ void ahead(const Tile&, int32_t, int32_t) {}
+};
+
+// Those that send c by a ring of pieces.
+struct Sm90Pieces : Sm90Epilogue {
   static constexpr int kWarpBytes = 2 * kPieceBytes;
 };
 
@@ -126,9 +160,9 @@ class Sm90Rows : public Sm90Pieces {
     Arguments rows;
     CUtensorMap out;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& rows, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& rows) {
     return {rows,
-            make_tensor_map({rows.out, 0, rows.row_stride}, is_bf16, 1, p.m, p.n, kPieceRows)};
+            make_tensor_map({rows.out, 0, rows.row_stride}, kDTypeOf<T>, 1, p.m, p.n, kPieceRows)};
   }
 
   __device__ Sm90Rows(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
@@ -178,9 +212,9 @@ class Sm90Up : public Sm90Pieces {
     Arguments up;
     CUtensorMap z;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& up, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& up) {
     Params params = {up, {}};
-    if (up.z.data != nullptr) params.z = make_product_map(p, up.z, is_bf16);
+    if (up.z.data != nullptr) params.z = make_product_map(p, up.z);
     return params;
   }
 
@@ -242,11 +276,10 @@ class Sm90Up : public Sm90Pieces {
         make_uint4(word[0], word[1], word[2], word[3]);
   }
 
-  static CUtensorMap make_product_map(const GroupedProduct& p, const StoredProduct& z,
-                                      bool is_bf16) {
+  static CUtensorMap make_product_map(const GroupedProduct& p, const StoredProduct& z) {
     return make_tensor_map(
-        {static_cast<char*>(z.data), 0, z.columns * static_cast<int64_t>(sizeof(T))}, is_bf16, 1,
-        p.m, z.columns, kPieceRows);
+        {static_cast<char*>(z.data), 0, z.columns * static_cast<int64_t>(sizeof(T))}, kDTypeOf<T>,
+        1, p.m, z.columns, kPieceRows);
   }
 
   const Params& p_;
@@ -257,10 +290,9 @@ class Sm90Up : public Sm90Pieces {
 // columns of a at a time; dz takes its place, and a that of the other operand
 
 template <typename T>
-class Sm90HiddenGradient {
+class Sm90HiddenGradient : public Sm90Epilogue {
  public:
   static constexpr bool kReadsStages = true;
-  static constexpr int kStages = 4;
   static constexpr int kWarpBytes = 0;
   using Arguments = HiddenGradientParams<T>;
   struct Params {
@@ -269,11 +301,11 @@ class Sm90HiddenGradient {
     CUtensorMap dz;
     CUtensorMap activated;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& g, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& g) {
     const auto map = [&](void* data, int64_t columns, int box_rows) {
       if (data == nullptr) return CUtensorMap{};
-      return make_tensor_map({static_cast<char*>(data), 0, columns * 2}, is_bf16, 1, p.m, columns,
-                             box_rows);
+      return make_tensor_map({static_cast<char*>(data), 0, columns * 2}, kDTypeOf<T>, 1, p.m,
+                             columns, box_rows);
     };
     return {g, map(g.z.data, 2 * p.n, kTileRows), map(g.dz, 2 * p.n, kPieceRows),
             map(g.activated, p.n, kPieceRows)};
@@ -296,9 +328,9 @@ class Sm90HiddenGradient {
 
   __device__ Sm90HiddenGradient(const Params& p, const WarpSpace&) : p_(p) {}
 
-  // Early in a tile's main loop: its stages need the last one of the tile before.
+  // The stages of a tile need the last one of the tile before.
   template <typename Pipeline>
-  __device__ void begin(const Pipeline& pipeline) {
+  __device__ void begin(const Tile&, int32_t, int32_t, const Pipeline& pipeline) {
     if (pending_ < 0) return;
     if ((threadIdx.x & 31) == 0) wait_stores_read<0>();
     __syncwarp();
@@ -448,54 +480,77 @@ class Sm90HiddenGradient {
   int pending_ = -1;  // the stage whose stores may still read
 };
 
-// ---- weight gradient: c [m, n] of an expert, written in the element type
+// ---- weight gradient: c [m, n] of an expert, written or added as Out (T or fp32). What it is
+// added to comes to the second-level cache while the products run, then to registers, 64 columns
+// ahead.
 
-template <typename T>
+template <typename T, typename Out, bool kAdds>
 class Sm90WeightGradient : public Sm90Pieces {
  public:
   using Arguments = typename WeightGradientEpilogue<T>::Params;
   struct Params {
-    CUtensorMap out;
-    bool is_paired;
+    CUtensorMap map;
+    Matrix out;
     bool up_is_below;  // in memory, of gate
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& gradient, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& gradient) {
     const bool is_paired = gradient.out.pairing == Pairing::kRowBlocks;
-    return {make_tensor_map(rising(gradient.out), is_bf16, p.num_experts, p.m, p.n,
+    return {make_tensor_map(rising(gradient.out), kDTypeOf<Out>, p.num_experts, p.m, p.n,
                             is_paired ? kPieceRows / 2 : kPieceRows),
-            is_paired, is_paired && gradient.out.up_offset < 0};
+            gradient.out, is_paired && gradient.out.up_offset < 0};
   }
   static bool takes(const Arguments& gradient) {
-    return !gradient.fp32 && !gradient.accumulate && !gradient.skip_gate && !gradient.skip_up &&
-           has_tensor_map(rising(gradient.out));
+    return !gradient.skip_gate && !gradient.skip_up && has_tensor_map(rising(gradient.out));
   }
 
   __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
       : p_(p), ring_(space.address) {}
 
+  template <typename Pipeline>
+  __device__ void begin(const Tile& tile, int32_t row, int32_t n, const Pipeline&) {
+    if constexpr (kAdds) {
+      constexpr int kLineColumns = 128 / sizeof(Out);
+      constexpr int kRowLines = Sm90::kColumns / kLineColumns;
+#pragma unroll
+      for (int i = threadIdx.x & 31; i < kPieceRows * kRowLines; i += 32) {
+        const int32_t at_row = row + i / kRowLines;
+        const int32_t column = tile.column + i % kRowLines * kLineColumns;
+        if (at_row >= tile.row_end || column >= n) continue;
+        prefetch_line(p_.out.at(tile.expert, at_row, column, sizeof(Out)));
+      }
+    }
+  }
+
+  __device__ void ahead(const Tile& tile, int32_t row, int32_t n) {
+    if constexpr (kAdds) load(tile, row, tile.column, n);
+  }
+
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
-    const int lane = threadIdx.x & 31;
+    if (kAdds && tile.depth == tile.depth_end) return;  // nothing to add
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int32_t column = tile.column + kPieceColumns * i;
       if (row >= tile.row_end || column >= n) return;
-      const uint32_t piece = ring_.next(lane);
-      put_piece<T>(piece, acc[i], lane);
-      fence_shared_for_products();
-      __syncwarp();
-      if (lane != 0) continue;
-      if (p_.is_paired) {
-        const int32_t below = p_.up_is_below ? 1 : 0;
-        store_box(&p_.out, piece, column, 0, below, row / 16, tile.expert);
-        store_box(&p_.out, piece + kPieceBytes / 2, column, 0, 1 - below, row / 16, tile.expert);
-      } else {
-        store_box(&p_.out, piece, column, row, tile.expert);
+      if constexpr (kAdds) {
+        add(acc[i]);
+        if (i < 3) load(tile, row, column + kPieceColumns, n);
       }
-      commit_stores();
+      if constexpr (kIsWide) {
+        store(tile, row, column,
+              [&](uint32_t piece, int lane) { put_fp32_piece<0>(piece, acc[i], lane); });
+        store(tile, row, column + kPieceColumns / 2,
+              [&](uint32_t piece, int lane) { put_fp32_piece<1>(piece, acc[i], lane); });
+      } else {
+        store(tile, row, column,
+              [&](uint32_t piece, int lane) { put_piece<T>(piece, acc[i], lane); });
+      }
     }
   }
 
  private:
+  static constexpr bool kIsWide = sizeof(Out) == 4;
+  using Pair = std::conditional_t<kIsWide, float2, uint32_t>;
+
   // With gate and up in the order of their addresses, as a tensor map wants them.
   static Matrix rising(Matrix out) {
     if (out.pairing == Pairing::kRowBlocks && out.up_offset < 0) {
@@ -505,23 +560,71 @@ class Sm90WeightGradient : public Sm90Pieces {
     return out;
   }
 
+  // This lane's part of 16 x 64 before the sum; zeros outside.
+  __device__ void load(const Tile& tile, int32_t row, int32_t column, int32_t n) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t at_row = row + lane / 4 + 8 * r;
+      const Pair* from =
+          reinterpret_cast<const Pair*>(p_.out.at(tile.expert, at_row, column, sizeof(Out))) +
+          lane % 4;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        old_[j][r] = at_row < tile.row_end && column + 8 * j < n ? from[4 * j] : Pair{};
+      }
+    }
+  }
+
+  __device__ void add(float (&c)[8][4]) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float2 old;
+        if constexpr (kIsWide) {
+          old = old_[j][r];
+        } else {
+          old = unpack<T>(old_[j][r]);
+        }
+        c[j][2 * r] += old.x;
+        c[j][2 * r + 1] += old.y;
+      }
+    }
+  }
+
+  template <typename Put>
+  __device__ void store(const Tile& tile, int32_t row, int32_t column, const Put& put) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t piece = ring_.next(lane);
+    put(piece, lane);
+    fence_shared_for_products();
+    __syncwarp();
+    if (lane != 0) return;
+    if (p_.out.pairing == Pairing::kRowBlocks) {
+      const int32_t below = p_.up_is_below ? 1 : 0;
+      store_box(&p_.map, piece, column, 0, below, row / 16, tile.expert);
+      store_box(&p_.map, piece + kPieceBytes / 2, column, 0, 1 - below, row / 16, tile.expert);
+    } else {
+      store_box(&p_.map, piece, column, row, tile.expert);
+    }
+    commit_stores();
+  }
+
   const Params& p_;
   PieceRing ring_;
+  Pair old_[kAdds ? 8 : 1][2];
 };
 
 // ---- every option, by strips
 
 template <typename Epilogue>
-class Sm90Strips {
+class Sm90Strips : public Sm90Epilogue {
  public:
-  static constexpr bool kReadsStages = false;
-  static constexpr int kStages = 4;
   static constexpr int kWarpBytes = kStageBytes;
   using Arguments = typename Epilogue::Params;
   using Params = Arguments;
-  static Params make_params(const GroupedProduct&, const Arguments& arguments, bool) {
-    return arguments;
-  }
+  static Params make_params(const GroupedProduct&, const Arguments& arguments) { return arguments; }
 
   __device__ Sm90Strips(const Params& p, const WarpSpace& space)
       : p_(p), stage_(reinterpret_cast<float4 (*)[32]>(space.bytes)) {}

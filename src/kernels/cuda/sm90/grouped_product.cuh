@@ -162,9 +162,9 @@ __device__ inline void clear_tail(uint32_t stage, int group, int32_t valid) {
 
 // The sum over a tile's depth. kColumns == 0: no rows, but the stages pass.
 template <typename T, int kColumns, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, int kStages,
-          typename Begin>
+          typename Begin, typename Ahead>
 __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>& pipeline,
-                              float (&acc)[4][8][4], const Begin& begin) {
+                              float (&acc)[4][8][4], const Begin& begin, const Ahead& ahead) {
   constexpr uint32_t kAdvanceA = (kMnMajorA ? 16 * 128 : 16 * 2) >> 4;  // 16 of the sum
   constexpr uint32_t kAdvanceB = (kMnMajorB ? 16 * 128 : 16 * 2) >> 4;
   if constexpr (kColumns > 0) {
@@ -204,6 +204,7 @@ __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>
     pipeline.advance();
   }
   if constexpr (kColumns > 0) {
+    if (tile.depth < tile.depth_end) ahead();
     wait_products<0>();
     if (tile.depth < tile.depth_end) release(pipeline, before);
   }
@@ -223,17 +224,17 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     const Tile& tile = found.tile;
     const int32_t row = tile.row + 64 * group + kPieceRows * warp;
     float acc[4][8][4];
-    const auto begin = [&] {
-      if constexpr (Epilogue::kReadsStages) epilogue.begin(pipeline);
-    };
+    const auto begin = [&] { epilogue.begin(tile, row, n, pipeline); };
+    const auto ahead = [&] { epilogue.ahead(tile, row, n); };
     if (tile.row + 64 * group >= tile.row_end) {
-      multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin);
+      multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin,
+                                                           ahead);
     } else if (found.is_wide) {
       multiply_tile<T, Sm90::kColumns, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
-                                                                        begin);
+                                                                        begin, ahead);
     } else {
       multiply_tile<T, Sm90::kHalf, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
-                                                                     begin);
+                                                                     begin, ahead);
     }
     if constexpr (Epilogue::kReadsStages) {
       epilogue.run(tile, row, n, acc, pipeline);
@@ -291,7 +292,7 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Argum
                  const ProductLaunch& launch) {
   using device::Sm90;
   constexpr bool kByRows = kGrouping == device::Grouping::kByRows;
-  constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
+  constexpr DType kDType = kDTypeOf<T>;
   constexpr int kSharedBytes = device::sm90_shared_bytes<Epilogue>();
   const auto kernel = device::sm90_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
   check_cuda(
@@ -304,15 +305,15 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Argum
   CUtensorMap map_a = {};
   CUtensorMap map_b = {};
   if constexpr (kByRows) {
-    map_a = make_tensor_map(p.a, kIsBf16, 1, p.m, p.k, device::kTileRows);
-    map_b = make_tensor_map(p.b, kIsBf16, p.num_experts, kMnMajorB ? p.k : p.n,
+    map_a = make_tensor_map(p.a, kDType, 1, p.m, p.k, device::kTileRows);
+    map_b = make_tensor_map(p.b, kDType, p.num_experts, kMnMajorB ? p.k : p.n,
                             kMnMajorB ? p.n : p.k, kMnMajorB ? Sm90::kDepth : Sm90::kHalf);
   } else if (p.k > 0) {
-    map_a = make_tensor_map(p.a, kIsBf16, 1, p.k, p.m, Sm90::kDepth);
-    map_b = make_tensor_map(p.b, kIsBf16, 1, p.k, p.n, Sm90::kDepth);
+    map_a = make_tensor_map(p.a, kDType, 1, p.k, p.m, Sm90::kDepth);
+    map_b = make_tensor_map(p.b, kDType, 1, p.k, p.n, Sm90::kDepth);
   }
   kernel<<<static_cast<unsigned>(blocks), Sm90::kThreads, kSharedBytes, launch.stream>>>(
-      p, map_a, map_b, Epilogue::make_params(p, arguments, kIsBf16));
+      p, map_a, map_b, Epilogue::make_params(p, arguments));
   check_launch("sm90_grouped_product");
 }
 
@@ -334,15 +335,31 @@ void launch_sm90_gated(const device::GroupedProduct& p, const typename Plain::Ar
       : launch_sm90_by_rows<T, device::Sm90Strips<General>>(p, arguments, launch);
 }
 
+template <typename T, typename Epilogue>
+void launch_sm90_by_depth(const device::GroupedProduct& p,
+                          const typename Epilogue::Arguments& arguments,
+                          const ProductLaunch& launch) {
+  launch_sm90<T, true, true, device::Grouping::kByDepth, Epilogue>(p, arguments, launch);
+}
+
+template <typename T, typename Out>
+void launch_sm90_weight_gradient_as(const device::GroupedProduct& p,
+                                    const typename Products<T>::WeightGradient& arguments,
+                                    const ProductLaunch& launch) {
+  using Stored = device::Sm90WeightGradient<T, Out, false>;
+  using Added = device::Sm90WeightGradient<T, Out, true>;
+  using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
+  !Stored::takes(arguments) ? launch_sm90_by_depth<T, General>(p, arguments, launch)
+  : arguments.accumulate    ? launch_sm90_by_depth<T, Added>(p, arguments, launch)
+                            : launch_sm90_by_depth<T, Stored>(p, arguments, launch);
+}
+
 template <typename T>
 void launch_sm90_weight_gradient(const device::GroupedProduct& p,
                                  const typename Products<T>::WeightGradient& arguments,
                                  const ProductLaunch& launch) {
-  using Plain = device::Sm90WeightGradient<T>;
-  using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
-  constexpr auto kByDepth = device::Grouping::kByDepth;
-  Plain::takes(arguments) ? launch_sm90<T, true, true, kByDepth, Plain>(p, arguments, launch)
-                          : launch_sm90<T, true, true, kByDepth, General>(p, arguments, launch);
+  arguments.fp32 ? launch_sm90_weight_gradient_as<T, float>(p, arguments, launch)
+                 : launch_sm90_weight_gradient_as<T, T>(p, arguments, launch);
 }
 
 template <typename T>
