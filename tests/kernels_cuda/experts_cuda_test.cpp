@@ -396,6 +396,65 @@ TEST(CudaVariants, KeepPreActivationsInFp8) {
   }
 }
 
+// Gradients whose rows lie where the weights have columns.
+TEST(CudaVariants, WriteGradientsStoredOtherwiseThanWeights) {
+  SKIP_WITHOUT_GPU();
+  using kernels::GateUpLayout;
+  const DType dtype = DType::kBF16;
+  for (int i = 0; i < 8; ++i) {
+    KernelCase c;
+    c.name = "otherwise";
+    c.num_choices = 2;
+    c.model_dim = 136;
+    c.hidden_dim = 72;
+    c.counts = {10, 200, 0, 90};
+    c.options.layout = i % 2 == 0 ? GateUpLayout::kSeparate : GateUpLayout::kConcatenated;
+    c.options.transposed = i / 2 % 2 == 1;
+    c.gradients = Gradients::kOverwriteFp32;
+    const int64_t num_experts = c.num_experts(), d = c.model_dim, h = c.hidden_dim;
+    const KernelValues values = make_values(c, dtype);
+    const KernelValues previous = make_previous(c, DType::kF32);
+    for (const Variant& variant : cuda::variants()) {
+      if (!refusal(variant, c, dtype).empty()) continue;
+      const KernelResults want = run_cuda(variant.name, c, dtype, values, previous);
+      DeviceExperts experts(c, dtype, values, previous, variant.name);
+      const bool accumulate = i / 4 == 1;
+      std::vector<float> actual(static_cast<size_t>(num_experts * 2 * h * d));
+      DeviceBuffer buffer(static_cast<int64_t>(actual.size()) * 4);
+      check(cudaMemset(buffer.data(), accumulate ? 0 : 0xff, actual.size() * 4));
+      experts.gradients().accumulate = accumulate;
+      const bool is_separate = c.options.layout == GateUpLayout::kSeparate;
+      kernels::View(&views)[2] = experts.gradients().dgate_up;
+      for (int part = 0; part < (is_separate ? 2 : 1); ++part) {
+        kernels::View& view = views[part];
+        view.data = buffer.data() + part * num_experts * h * d * 4;
+        view.stride[0] = view.size[1] * view.size[2];
+        view.stride[1] = 1;
+        view.stride[2] = view.size[1];
+      }
+      experts.forward(nullptr);
+      experts.backward(nullptr);
+      experts.results();
+      check(cudaMemcpy(actual.data(), buffer.data(), actual.size() * 4, cudaMemcpyDefault));
+      size_t num_wrong = 0;
+      for (int64_t at = 0; at < num_experts * 2 * h * d; ++at) {
+        const int64_t expert = at / (2 * h * d), row = at / d % (2 * h), column = at % d;
+        const bool is_up = row >= h;
+        const kernels::View& view = views[is_separate && is_up ? 1 : 0];
+        const int64_t stored_row = is_separate ? row % h : row;
+        const int64_t offset =
+            (view.data == views[0].data ? 0 : num_experts * h * d) + expert * view.stride[0] +
+            (c.options.transposed ? column * view.stride[1] + stored_row * view.stride[2]
+                                  : stored_row * view.stride[1] + column * view.stride[2]);
+        const auto& logical = is_up ? want.dup : want.dgate;
+        num_wrong += actual[static_cast<size_t>(offset)] !=
+                     logical[static_cast<size_t>((expert * h + row % h) * d + column)];
+      }
+      EXPECT_EQ(num_wrong, 0u) << variant.name << " " << c;
+    }
+  }
+}
+
 TEST(CudaVariants, RefuseContradictingOffsets) {
   SKIP_WITHOUT_GPU();
   KernelCase c;
@@ -419,6 +478,17 @@ TEST(CudaVariants, RefuseContradictingOffsets) {
       for (const std::vector<double>* values_of : results.list()) {
         EXPECT_EQ(*values_of, std::vector<double>(values_of->size(), 0.0));
       }
+    }
+  }
+}
+
+TEST(CudaVariants, TakeEveryStoredLayout) {
+  SKIP_WITHOUT_GPU();
+  for (const KernelCase& c : cuda_cases()) {
+    for (const Variant& variant : cuda::variants()) {
+      const std::string reason = refusal(variant, c, DType::kBF16);
+      if (reason.find("compute capability") != std::string::npos) continue;
+      EXPECT_EQ(reason, "") << variant.name << " " << c;
     }
   }
 }

@@ -80,20 +80,27 @@ __device__ bool find_pair(const GroupedProduct& p, uint32_t row_tiles, uint32_t 
 
 // ---- group 0: one thread
 
+// A box of an operand from `row` and `column` on, as stored.
+template <bool kToPair>
+__device__ inline void copy_operand(uint32_t to, const CUtensorMap& map, Pairing pairing,
+                                    uint32_t barrier, int32_t column, int32_t row, int32_t expert) {
+  if (pairing == Pairing::kRowBlocks) {
+    copy_box<kToPair>(to, &map, barrier, column, 0, 0, row / 16, expert);
+  } else if (pairing == Pairing::kColumnBlocks) {
+    copy_box<kToPair>(to, &map, barrier, column_in_half(column), row, half_of(column), expert, 0);
+  } else {
+    copy_box<kToPair>(to, &map, barrier, column, row, expert);
+  }
+}
+
 // kHalf columns of b, by 64 columns where they lie along a row.
 template <bool kMnMajor, bool kToPair>
 __device__ void copy_half(const CUtensorMap& map, Pairing pairing, int32_t expert, int32_t first,
                           int32_t depth, uint32_t to, uint32_t barrier) {
 #pragma unroll
   for (int i = 0; i < (kMnMajor ? Sm90::kHalf / 64 : 1); ++i) {
-    const int32_t column = kMnMajor ? first + 64 * i : depth;
-    const int32_t row = kMnMajor ? depth : first;
-    const uint32_t at = to + i * Sm90::kBlockBytes;
-    if (pairing == Pairing::kRowBlocks) {
-      copy_box<kToPair>(at, &map, barrier, column, 0, 0, row / 16, expert);
-    } else {
-      copy_box<kToPair>(at, &map, barrier, column, row, expert);
-    }
+    copy_operand<kToPair>(to + i * Sm90::kBlockBytes, map, pairing, barrier,
+                          kMnMajor ? first + 64 * i : depth, kMnMajor ? depth : first, expert);
   }
 }
 
@@ -116,10 +123,11 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
       if constexpr (kMnMajorA) {
 #pragma unroll
         for (int i = 0; i < kTileRows / 64; ++i) {
-          copy_box<false>(a + i * Sm90::kBlockBytes, &map_a, full, tile.row + 64 * i, depth, 0);
+          copy_operand<false>(a + i * Sm90::kBlockBytes, map_a, p.a.pairing, full,
+                              tile.row + 64 * i, depth, 0);
         }
       } else {
-        copy_box<false>(a, &map_a, full, depth, tile.row, 0);
+        copy_operand<false>(a, map_a, p.a.pairing, full, depth, tile.row, 0);
       }
       for (int half = 0; half < num_halves; ++half) {
         const int32_t column = tile.column + half * Sm90::kHalf;
@@ -287,6 +295,18 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
 
 }  // namespace device
 
+// In the order of halves the last 64 columns of each are filled up with zeros.
+inline device::GroupedProduct fill_halves(device::GroupedProduct p, device::Grouping grouping,
+                                          bool mn_major_b) {
+  const auto fill = [](const device::Matrix& matrix, int64_t& columns) {
+    if (matrix.pairing != device::Pairing::kColumnBlocks) return;
+    columns = ceil_div(columns, 2 * device::kHalvesColumns) * 2 * device::kHalvesColumns;
+  };
+  fill(p.b, mn_major_b ? p.n : p.k);
+  if (grouping == device::Grouping::kByDepth) fill(p.a, p.m);
+  return p;
+}
+
 template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping, typename Epilogue>
 void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Arguments& arguments,
                  const ProductLaunch& launch) {
@@ -313,7 +333,7 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Argum
     map_b = make_tensor_map(p.b, kDType, 1, p.k, p.n, Sm90::kDepth);
   }
   kernel<<<static_cast<unsigned>(blocks), Sm90::kThreads, kSharedBytes, launch.stream>>>(
-      p, map_a, map_b, Epilogue::make_params(p, arguments));
+      fill_halves(p, kGrouping, kMnMajorB), map_a, map_b, Epilogue::make_params(p, arguments));
   check_launch("sm90_grouped_product");
 }
 
@@ -327,12 +347,37 @@ void launch_sm90_by_rows(const device::GroupedProduct& p,
 }
 
 // Up and hidden gradient: the plain case has its own code.
-template <typename T, typename Plain, typename General>
-void launch_sm90_gated(const device::GroupedProduct& p, const typename Plain::Arguments& arguments,
-                       const ProductLaunch& launch) {
-  arguments.rule.is_plain() && arguments.z.scales == nullptr
-      ? launch_sm90_by_rows<T, Plain>(p, arguments, launch)
-      : launch_sm90_by_rows<T, device::Sm90Strips<General>>(p, arguments, launch);
+template <typename Arguments>
+bool is_plain(const Arguments& arguments) {
+  return arguments.rule.is_plain() && arguments.z.scales == nullptr;
+}
+
+template <typename T>
+void launch_sm90_up(const device::GroupedProduct& p, const typename Products<T>::Up& arguments,
+                    const ProductLaunch& launch) {
+  constexpr auto kByRows = device::Grouping::kByRows;
+  if (!is_plain(arguments)) {
+    using General = device::Sm90Strips<device::UpEpilogue<T, false>>;
+    launch_sm90_by_rows<T, General>(p, arguments, launch);
+  } else if (launch.mn_major_b) {  // without pairs gate and up are then apart by column
+    launch_sm90<T, false, true, kByRows, device::Sm90Up<T, true>>(p, arguments, launch);
+  } else {
+    launch_sm90<T, false, false, kByRows, device::Sm90Up<T, false>>(p, arguments, launch);
+  }
+}
+
+template <typename T>
+void launch_sm90_hidden_gradient(const device::GroupedProduct& p,
+                                 const typename Products<T>::HiddenGradient& arguments,
+                                 const ProductLaunch& launch) {
+  if (!is_plain(arguments)) {
+    using General = device::Sm90Strips<device::HiddenGradientEpilogue<T, false>>;
+    launch_sm90_by_rows<T, General>(p, arguments, launch);
+  } else if (arguments.rule.halves) {
+    launch_sm90_by_rows<T, device::Sm90HiddenGradient<T, true>>(p, arguments, launch);
+  } else {
+    launch_sm90_by_rows<T, device::Sm90HiddenGradient<T, false>>(p, arguments, launch);
+  }
 }
 
 template <typename T, typename Epilogue>
@@ -349,9 +394,9 @@ void launch_sm90_weight_gradient_as(const device::GroupedProduct& p,
   using Stored = device::Sm90WeightGradient<T, Out, false>;
   using Added = device::Sm90WeightGradient<T, Out, true>;
   using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
-  !Stored::takes(arguments) ? launch_sm90_by_depth<T, General>(p, arguments, launch)
-  : arguments.accumulate    ? launch_sm90_by_depth<T, Added>(p, arguments, launch)
-                            : launch_sm90_by_depth<T, Stored>(p, arguments, launch);
+  !Stored::takes(p, arguments) ? launch_sm90_by_depth<T, General>(p, arguments, launch)
+  : arguments.accumulate       ? launch_sm90_by_depth<T, Added>(p, arguments, launch)
+                               : launch_sm90_by_depth<T, Stored>(p, arguments, launch);
 }
 
 template <typename T>
@@ -366,9 +411,10 @@ template <typename T>
 const Products<T>& sm90_products() {
   static const Products<T> products = {
       false,
+      true,
       launch_sm90_by_rows<T, device::Sm90Rows<T>>,
-      launch_sm90_gated<T, device::Sm90Up<T>, device::UpEpilogue<T, false>>,
-      launch_sm90_gated<T, device::Sm90HiddenGradient<T>, device::HiddenGradientEpilogue<T, false>>,
+      launch_sm90_up<T>,
+      launch_sm90_hidden_gradient<T>,
       launch_sm90_weight_gradient<T>,
   };
   return products;
