@@ -1,10 +1,10 @@
 """Times the CUDA experts against torch's ways and the plain products, interleaved, in one run.
 
 Usage: experts_cuda.py LIBRARY[,LIBRARY] [--shapes A,B] [--variants sm90,sm80] [--layouts separate,concatenated_t]
-                       [--gradients bf16,fp32,fp32_add] [--rounds N] [--out FILE] [--skew uniform|zipf]
+                       [--gradients bf16,bf16_add,fp32,fp32_add] [--rounds N] [--out FILE] [--skew uniform|zipf]
                        [--profile] [--only-ours]
 
-LIBRARY is libbench_experts_cuda.so; with several, each is timed (the second as "2", and so on). A layout
+LIBRARY is libbench_experts_cuda.so; with several, each is timed (the second as "#2", and so on). A layout
 with _t has the last two dimensions of the weights swapped; _add adds to the weights' gradients. Prints the median milliseconds of forward, backward and both for
 each way at each shape, and the share of the ceiling: the useful products alone, balanced, by cuBLAS
 (torch.bmm). Checks every way against an fp32 computation of a few tokens first.
@@ -70,7 +70,7 @@ class Ours:
         gate, up, down = stored(inputs.gate), stored(inputs.up), stored(inputs.down)
         if self.concatenated:
             gate = torch.cat([gate, up], 2 if self.transposed else 1)
-        dtype = torch.bfloat16 if gradients == "bf16" else torch.float32
+        dtype = torch.bfloat16 if gradients.startswith("bf16") else torch.float32
         like = lambda w: torch.zeros_like(w, dtype=dtype)
         empty = lambda *size, dtype=torch.bfloat16: torch.empty(*size, dtype=dtype, device="cuda")
         ints = lambda n: torch.zeros(n, dtype=torch.int32, device="cuda")
@@ -82,7 +82,7 @@ class Ours:
         )
         self.p = Problem(
             T, D, H, E, K, variant.encode(), save, self.concatenated, self.transposed,
-            gradients != "bf16", gradients.endswith("_add"),
+            gradients.startswith("fp32"), gradients.endswith("_add"),
         )
         for name, tensor in self.keep.items():
             setattr(self.p, name, tensor.data_ptr())
@@ -245,7 +245,7 @@ def main():
             for layout in options.layouts.split(","):
                 for gradients in options.gradients.split(","):
                     for i, library in enumerate(libraries):
-                        words = [v + (str(i + 1) if i else "")]
+                        words = [v + (f"#{i + 1}" if i else "")]
                         words += [w for w in (layout, gradients) if w not in ("separate", "bf16")]
                         ways[" ".join(words)] = Ours(library, v, inputs, layout, gradients)
         ours = list(ways)

@@ -4,8 +4,7 @@
 // A warp handles c in pieces of 16 rows by 64 columns (128 bytes of 16-bit elements, 2 KiB, with
 // the 128-byte swizzle of the tensor maps). Whole pieces leave by the copy engine; rows past the
 // end of an expert's are another's, so a piece with such rows is written by its lanes. One lane
-// issues and waits for all stores of a warp. `begin` runs early in a tile's main loop, `ahead`
-// during its last products.
+// issues and waits for all stores of a warp. `begin` runs early in a tile's main loop.
 //
 // Sm90Strips is the other way: the epilogues of epilogues.cuh, for every option and output.
 #pragma once
@@ -68,24 +67,16 @@ __device__ inline void put_piece(uint32_t piece, const float (&c)[8][4], int lan
   }
 }
 
-// 16 x 32 of c in fp32, from block 4 kPart on. Odd rows come in another order of blocks: then the
-// four rows that are stored at a time meet different banks.
+// 16 x 32 of c in fp32, from block 4 kPart on.
 template <int kPart>
 __device__ inline void put_fp32_piece(uint32_t piece, const float (&c)[8][4], int lane) {
-  const int row = lane / 4;
-  const bool is_odd = row % 2 == 1;
-  const int chunk = (is_odd ? 4 : 0) + lane % 4 / 2;
-  const uint32_t within = lane % 2 * 8;
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  for (int j = 0; j < 4; ++j) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float* low = &c[4 * kPart + j][2 * r];
-      const float* high = &c[4 * kPart + j + 2][2 * r];
-      store_pair(chunk_address(piece, row + 8 * r, chunk + 2 * j) + within,
-                 is_odd ? high[0] : low[0], is_odd ? high[1] : low[1]);
-      store_pair(chunk_address(piece, row + 8 * r, (chunk ^ 4) + 2 * j) + within,
-                 is_odd ? low[0] : high[0], is_odd ? low[1] : high[1]);
+      const uint32_t chunk = chunk_address(piece, lane / 4 + 8 * r, 2 * j + lane % 4 / 2);
+      const float* pair = &c[4 * kPart + j][2 * r];
+      store_pair(chunk + lane % 2 * 8, pair[0], pair[1]);
     }
   }
 }
@@ -145,17 +136,10 @@ __device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, const
   if (lane == 0) commit_stores();
 }
 
-// Epilogues that read nothing before they run.
-struct Sm90Epilogue {
+// What epilogues have in common that send c by a ring of pieces.
+struct Sm90Pieces {
   static constexpr bool kReadsStages = false;
   static constexpr int kStages = 4;
-  template <typename Pipeline>
-  __device__ void begin(const Tile&, int32_t, int32_t, const Pipeline&) {}
-  __device__ void ahead(const Tile&, int32_t, int32_t) {}
-};
-
-// Those that send c by a ring of pieces.
-struct Sm90Pieces : Sm90Epilogue {
   static constexpr int kWarpBytes = 2 * kPieceBytes;
 };
 
@@ -319,9 +303,10 @@ class Sm90Up : public Sm90Pieces {
 // the other operand
 
 template <typename T, bool kHalves>
-class Sm90HiddenGradient : public Sm90Epilogue {
+class Sm90HiddenGradient {
  public:
   static constexpr bool kReadsStages = true;
+  static constexpr int kStages = 4;
   static constexpr int kWarpBytes = 0;
   using Arguments = HiddenGradientParams<T>;
   struct Params {
@@ -362,9 +347,9 @@ class Sm90HiddenGradient : public Sm90Epilogue {
 
   __device__ Sm90HiddenGradient(const Params& p, const WarpSpace&) : p_(p) {}
 
-  // The stages of a tile need the last one of the tile before.
+  // Early in a tile's main loop: its stages need the last one of the tile before.
   template <typename Pipeline>
-  __device__ void begin(const Tile&, int32_t, int32_t, const Pipeline& pipeline) {
+  __device__ void begin(const Pipeline& pipeline) {
     if (pending_ < 0) return;
     if ((threadIdx.x & 31) == 0) wait_stores_read<0>();
     __syncwarp();
@@ -518,8 +503,8 @@ class Sm90HiddenGradient : public Sm90Epilogue {
 };
 
 // ---- weight gradient: c [m, n] of an expert, written or added as Out (T or fp32). What it is
-// added to comes to the second-level cache while the products run, then to registers, 64 columns
-// ahead.
+// added to is read 64 columns ahead. The copy engine could add fp32, but takes numbers below the
+// smallest normal one for zero
 
 template <typename T, typename Out, bool kAdds>
 class Sm90WeightGradient : public Sm90Pieces {
@@ -547,27 +532,9 @@ class Sm90WeightGradient : public Sm90Pieces {
   __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
       : p_(p), ring_(space.address) {}
 
-  template <typename Pipeline>
-  __device__ void begin(const Tile& tile, int32_t row, int32_t n, const Pipeline&) {
-    if constexpr (kAdds) {
-      constexpr int kLineColumns = 128 / sizeof(Out);
-      constexpr int kRowLines = Sm90::kColumns / kLineColumns;
-#pragma unroll
-      for (int i = threadIdx.x & 31; i < kPieceRows * kRowLines; i += 32) {
-        const int32_t at_row = row + i / kRowLines;
-        const int32_t column = tile.column + i % kRowLines * kLineColumns;
-        if (at_row >= tile.row_end || columns_left(column, n) <= 0) continue;
-        prefetch_line(old_at(tile.expert, at_row, column));
-      }
-    }
-  }
-
-  __device__ void ahead(const Tile& tile, int32_t row, int32_t n) {
-    if constexpr (kAdds) load(tile, row, tile.column, n);
-  }
-
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
     if (kAdds && tile.depth == tile.depth_end) return;  // nothing to add
+    if constexpr (kAdds) load(tile, row, tile.column, n);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int32_t column = tile.column + kPieceColumns * i;
@@ -594,7 +561,7 @@ class Sm90WeightGradient : public Sm90Pieces {
 
   // With gate and up in the order of their addresses, as a tensor map wants them.
   static Matrix rising(Matrix out) {
-    if (out.up_offset < 0) {
+    if (out.pairing != Pairing::kNone && out.up_offset < 0) {
       out.base += out.up_offset;
       out.up_offset = -out.up_offset;
     }
@@ -686,8 +653,10 @@ __device__ inline void order_blocks(float (&acc)[4][8][4]) {
 }
 
 template <typename Epilogue>
-class Sm90Strips : public Sm90Epilogue {
+class Sm90Strips {
  public:
+  static constexpr bool kReadsStages = false;
+  static constexpr int kStages = 4;
   static constexpr int kWarpBytes = kStageBytes;
   using Arguments = typename Epilogue::Params;
   struct Params {

@@ -170,9 +170,9 @@ __device__ inline void clear_tail(uint32_t stage, int group, int32_t valid) {
 
 // The sum over a tile's depth. kColumns == 0: no rows, but the stages pass.
 template <typename T, int kColumns, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, int kStages,
-          typename Begin, typename Ahead>
+          typename Begin>
 __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>& pipeline,
-                              float (&acc)[4][8][4], const Begin& begin, const Ahead& ahead) {
+                              float (&acc)[4][8][4], const Begin& begin) {
   constexpr uint32_t kAdvanceA = (kMnMajorA ? 16 * 128 : 16 * 2) >> 4;  // 16 of the sum
   constexpr uint32_t kAdvanceB = (kMnMajorB ? 16 * 128 : 16 * 2) >> 4;
   if constexpr (kColumns > 0) {
@@ -212,7 +212,6 @@ __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>
     pipeline.advance();
   }
   if constexpr (kColumns > 0) {
-    if (tile.depth < tile.depth_end) ahead();
     wait_products<0>();
     if (tile.depth < tile.depth_end) release(pipeline, before);
   }
@@ -232,17 +231,17 @@ __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::
     const Tile& tile = found.tile;
     const int32_t row = tile.row + 64 * group + kPieceRows * warp;
     float acc[4][8][4];
-    const auto begin = [&] { epilogue.begin(tile, row, n, pipeline); };
-    const auto ahead = [&] { epilogue.ahead(tile, row, n); };
+    const auto begin = [&] {
+      if constexpr (Epilogue::kReadsStages) epilogue.begin(pipeline);
+    };
     if (tile.row + 64 * group >= tile.row_end) {
-      multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin,
-                                                           ahead);
+      multiply_tile<T, 0, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc, begin);
     } else if (found.is_wide) {
       multiply_tile<T, Sm90::kColumns, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
-                                                                        begin, ahead);
+                                                                        begin);
     } else {
       multiply_tile<T, Sm90::kHalf, kMnMajorA, kMnMajorB, kGrouping>(tile, group, pipeline, acc,
-                                                                     begin, ahead);
+                                                                     begin);
     }
     if constexpr (Epilogue::kReadsStages) {
       epilogue.run(tile, row, n, acc, pipeline);
