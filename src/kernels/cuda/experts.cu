@@ -379,10 +379,8 @@ class Call {
   }
 
   void weight_gradient(const device::Matrix& rows_a, int64_t m, const device::Matrix& rows_b,
-                       int64_t n, uint32_t* drawn,
-                       const typename Products<T>::WeightGradient& epilogue) {
+                       int64_t n, const typename Products<T>::WeightGradient& epilogue) {
     device::GroupedProduct p = product(rows_a, rows_b);
-    p.drawn = drawn;
     p.m = m;
     p.n = n;
     p.k = sizes_.num_rows;
@@ -397,10 +395,9 @@ class Call {
       const device::Matrix activated = own_rows<T>(scratch.activated, sizes_.hidden_dim);
       const typename Products<T>::WeightGradient epilogue = {
           stored.matrix, out.down.dtype == DType::kF32, accumulate};
-      stored.transposed ? weight_gradient(activated, sizes_.hidden_dim, gathered_dy,
-                                          sizes_.model_dim, grouping_.drawn, epilogue)
-                        : weight_gradient(gathered_dy, sizes_.model_dim, activated,
-                                          sizes_.hidden_dim, grouping_.drawn, epilogue);
+      stored.transposed
+          ? weight_gradient(activated, sizes_.hidden_dim, gathered_dy, sizes_.model_dim, epilogue)
+          : weight_gradient(gathered_dy, sizes_.model_dim, activated, sizes_.hidden_dim, epilogue);
     }
     if (out.down_bias.data != nullptr) {
       ColumnSums sums;
@@ -425,10 +422,8 @@ class Call {
           stored.matrix,         dtype == DType::kF32,   accumulate,
           first.data == nullptr, second.data == nullptr, static_cast<int32_t>(halved_rows)};
       const device::Matrix x = gathered(arguments_.x, scratch.rows);
-      stored.transposed ? weight_gradient(x, sizes_.model_dim, dz, 2 * sizes_.hidden_dim,
-                                          grouping_.drawn + 1, epilogue)
-                        : weight_gradient(dz, 2 * sizes_.hidden_dim, x, sizes_.model_dim,
-                                          grouping_.drawn + 1, epilogue);
+      stored.transposed ? weight_gradient(x, sizes_.model_dim, dz, 2 * sizes_.hidden_dim, epilogue)
+                        : weight_gradient(dz, 2 * sizes_.hidden_dim, x, sizes_.model_dim, epilogue);
     }
     const Matrix& first_bias = up_first_ ? out.up_bias : out.gate_bias;
     const Matrix& second_bias = up_first_ ? out.gate_bias : out.up_bias;

@@ -87,7 +87,6 @@ struct GroupedProduct {
   const int32_t* offsets = nullptr;    // [E+1], valid
   const int2* tiles = nullptr;         // (expert, first row) of each block of kTileRows rows
   const int32_t* num_tiles = nullptr;  // [1]
-  uint32_t* drawn = nullptr;           // [1], by depth: 0 at the start; see sm90/turns.cuh
 };
 
 inline constexpr int kTileRows = 128;

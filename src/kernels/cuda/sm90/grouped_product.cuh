@@ -14,7 +14,6 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/sm90/epilogues.cuh"
-#include "kernels/cuda/sm90/turns.cuh"
 
 namespace amoeba::kernels::cuda {
 
@@ -109,10 +108,10 @@ template <bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
                            const CUtensorMap& map_b, const typename Epilogue::Params& params,
                            uint32_t row_tiles, uint32_t rank,
-                           Sm90Pipeline<Epilogue::kStages> pipeline, Sm90Turns<kGrouping> turns) {
+                           Sm90Pipeline<Epilogue::kStages> pipeline) {
   PairTile found;
-  for (uint32_t index = turns.first(); find_pair<kGrouping>(p, row_tiles, index, rank, &found);
-       index = turns.next_to_copy(index, rank)) {
+  for (uint32_t index = blockIdx.x / Sm90::kPair;
+       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
     const Tile& tile = found.tile;
     const int32_t expert = kGrouping == Grouping::kByDepth ? 0 : tile.expert;
     const int num_halves = found.is_wide ? 2 : 1;
@@ -221,15 +220,14 @@ __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& params,
                               uint32_t row_tiles, uint32_t rank,
-                              Sm90Pipeline<Epilogue::kStages> pipeline, Sm90Turns<kGrouping> turns,
-                              const WarpSpace& space) {
+                              Sm90Pipeline<Epilogue::kStages> pipeline, const WarpSpace& space) {
   const int group = threadIdx.x / Sm90::kGroupThreads - 1;
   const int warp = threadIdx.x / 32 % 4;
   const auto n = static_cast<int32_t>(p.n);
   Epilogue epilogue(params, space);
   PairTile found;
-  for (uint32_t index = turns.first(); find_pair<kGrouping>(p, row_tiles, index, rank, &found);
-       index = turns.next_to_compute(index)) {
+  for (uint32_t index = blockIdx.x / Sm90::kPair;
+       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
     const Tile& tile = found.tile;
     const int32_t row = tile.row + 64 * group + kPieceRows * warp;
     float acc[4][8][4];
@@ -265,9 +263,7 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
   Sm90Pipeline<kStages> pipeline;
   pipeline.stages = (shared_address(shared) + 1023) / 1024 * 1024;
   pipeline.barriers = pipeline.stages + kStages * Sm90::kStageBytes;
-  const Sm90Turns<kGrouping> turns(pipeline.barriers + Sm90::kBarrierBytes / 2, p.drawn);
   if (threadIdx.x == 0) {
-    turns.init();
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(pipeline.barriers + stage * 8, 1);
       init_barrier(pipeline.empty(stage), Sm90::kPair * Sm90::kComputingWarps);
@@ -281,7 +277,7 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
     give_registers<Sm90::kCopyRegisters>();
     if (threadIdx.x == 0) {
       copy_tiles<kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, map_a, map_b, epilogue, row_tiles,
-                                                            rank, pipeline, turns);
+                                                            rank, pipeline);
     }
   } else {
     take_registers<Sm90::kComputeRegisters>();
@@ -290,7 +286,7 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
     space.address = pipeline.barriers + Sm90::kBarrierBytes + warp * Epilogue::kWarpBytes;
     space.bytes = shared + (space.address - shared_address(shared));
     compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, rank,
-                                                                pipeline, turns, space);
+                                                                pipeline, space);
   }
   __syncwarp();
   synchronize_pair();  // the other block may still arrive here
