@@ -21,6 +21,12 @@ inline bool has_cpu_loop(const at::Tensor& x) {
   return x.is_cpu() && x.scalar_type() == at::kFloat && x.is_contiguous();
 }
 
+// Narrower floats on the CPU widened for these loops; everything else as it is.
+inline at::Tensor widened(const at::Tensor& x) {
+  const bool is_narrow = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
+  return x.is_cpu() && is_narrow ? x.to(at::kFloat) : x;
+}
+
 inline constexpr int64_t kLanes = 16;  // independent partial sums, so that sums vectorise
 
 // Sum of a[d] * b[d] in a fixed order.

@@ -6,6 +6,7 @@
 
 #include "nn/columns.h"
 #include "nn/cpu_attention/grouped.h"
+#include "nn/cpu_math.h"
 #include "nn/linear.h"
 #include "nn/rms_norm.h"
 
@@ -40,10 +41,11 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& hidden, const Sequen
                                             k_norm_, config_.norm_eps, scale};
   const int64_t window = config_.sliding_window;
   if (cache == nullptr && !config_.qk_norm_whole && !is_cut(window, layout.seq_len)) {
-    if (const auto* kernels = cpu_attention::kernels_for(product, grouped)) {
-      return linear(cpu_attention::attend_grouped(*kernels, product, grouped, table,
-                                                  layout.positions, document_lengths(layout)),
-                    *wo_);
+    const at::Tensor wide = widened(product);
+    if (const auto* kernels = cpu_attention::kernels_for(wide, grouped)) {
+      const at::Tensor y = cpu_attention::attend_grouped(
+          *kernels, wide, grouped, table, layout.positions, document_lengths(layout));
+      return linear(y.to(product.scalar_type()), *wo_);
     }
   }
   const auto parts = split_columns(product, {heads * hd, kv_heads * hd, kv_heads * hd});

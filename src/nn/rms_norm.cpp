@@ -97,7 +97,10 @@ at::Tensor backward_cpu(const at::Tensor& x, const at::Tensor& weight, const at:
 }
 
 Normalised forward_rows(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  if (has_cpu_loop(x)) return forward_cpu(x, weight, eps);
+  if (const at::Tensor wide = widened(x); has_cpu_loop(wide)) {
+    const Normalised out = forward_cpu(wide, weight, eps);
+    return {out.y.to(x.scalar_type()), out.rstd};
+  }
   if (has_card_layers(x)) {
     const OperatorNorm norm = card_rms_norm(x, weight, eps);
     return {norm.y, norm.rstd};
@@ -146,19 +149,19 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grad_outputs) {
     const auto saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], &weight = saved[1], &rstd = saved[2];
+    const at::Tensor &weight = saved[1], &rstd = saved[2], x = widened(saved[0]);
     at::Tensor passed = grad_outputs[1];
     if (!grad_outputs[0].defined()) {
       return {passed, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     }
-    const at::Tensor dy = grad_outputs[0].contiguous();
-    if (passed.defined()) passed = passed.contiguous();
+    const at::Tensor dy = widened(grad_outputs[0].contiguous());
+    if (passed.defined()) passed = widened(passed.contiguous());
     at::Tensor grad = context->saved_data["grad"].toTensor();
     const at::Tensor dx = has_cpu_loop(x) ? backward_cpu(x, weight, rstd, dy, passed, grad)
                           : has_card_layers(x)
                               ? card_rms_norm_backward(dy, x, weight, rstd, passed, grad)
                               : backward_composed(x, weight, rstd, dy, passed, grad);
-    return {dx, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {dx.to(saved[0].scalar_type()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 

@@ -104,12 +104,15 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& gate_up) {
     context->save_for_backward({gate_up});
-    return forward_rows(gate_up);
+    return forward_rows(widened(gate_up)).to(gate_up.scalar_type());
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list grad_outputs) {
-    return {backward_rows(context->get_saved_variables()[0], grad_outputs[0].contiguous())};
+    const at::Tensor gate_up = context->get_saved_variables()[0];
+    const at::Tensor dgate_up =
+        backward_rows(widened(gate_up), widened(grad_outputs[0].contiguous()));
+    return {dgate_up.to(gate_up.scalar_type())};
   }
 };
 

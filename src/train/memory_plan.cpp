@@ -58,14 +58,34 @@ int64_t norm_backward(const Sizes& s) {
   return s.tokens * s.dim() * (s.has_loops() ? s.c : s.c + (s.cpu ? 4 : 3) * kFp32);
 }
 
+// Grouped queries through one node of our own (nn/cpu_attention/grouped.h), which works in fp32: it
+// keeps the joined product, rotated queries and keys, and y; in bf16 the output map keeps y too.
+Half grouped_half(const Sizes& s) {
+  const nn::AttentionConfig& a = s.config.attention;
+  const int64_t y = s.tokens * a.num_heads * a.head_dim;  // q as well
+  const int64_t k = s.tokens * a.num_kv_heads * a.head_dim, product = y + 2 * k;
+  const int64_t map = s.dim() * a.num_heads * a.head_dim;
+  const int64_t joined_map = map + 2 * s.dim() * a.num_kv_heads * a.head_dim;
+  const int64_t narrow = s.c == kFp32 ? 0 : s.c;
+  const int64_t own = (product + y + k + y) * kFp32 + s.tokens * a.num_heads * kFp32;
+  Half half;
+  half.kept = norm_kept(s) + own + y * narrow;
+  // Gradients of y and the product; or that of the output map while all is kept, or of the joined
+  // map beside the product's gradient when what the node kept is gone.
+  half.backward = std::max({y * (kFp32 + narrow) + product * kFp32, s.weight_gradient(map),
+                            s.weight_gradient(joined_map) + product * s.c - own - y * narrow});
+  return half;
+}
+
 Half attention_half(const Sizes& s) {
   const nn::AttentionConfig& a = s.config.attention;
+  const bool has_kernels = s.cpu && !nn::cpu_attention::supported_kernels().empty();
+  if (has_kernels && !a.mla && !a.qk_norm_whole && a.sliding_window == 0) return grouped_half(s);
   const int64_t q_rows = a.num_heads * a.key_dim();
   const int64_t q = s.tokens * q_rows * s.c;
   const int64_t k = a.mla ? q : s.tokens * a.num_kv_heads * a.key_dim() * s.c;
   const int64_t own_y = s.tokens * a.num_heads * a.value_dim() * s.c;  // without padding
-  const bool is_padded =
-      a.mla && !(s.has_loops() && !nn::cpu_attention::supported_kernels().empty());
+  const bool is_padded = a.mla && !(s.has_loops() && has_kernels);
   const int64_t y = is_padded ? q : own_y;
   const int64_t v = a.mla ? y : k;
   int64_t largest_weight = s.dim() * q_rows;
@@ -96,10 +116,11 @@ Half feed_forward(const Sizes& s, int64_t width) {
   const int64_t hidden = s.tokens * width * s.c, weight = width * s.dim();
   Half half;
   half.kept = 3 * hidden;
-  // Gradients of the product and of gate and up, where no loop takes them with thirteen tensors in
-  // fp32, ten of which one expression holds; or of the first map's weights when what swiglu kept is
-  // gone.
-  const int64_t of_swiglu = 3 * hidden + (s.has_loops() ? 0 : 13 * s.tokens * width * kFp32);
+  // Gradients of the product and of gate and up; on the CPU both beside gate and up in fp32, on a
+  // card with thirteen tensors in fp32, ten of which one expression holds; or of the first map's
+  // weights when what swiglu kept is gone.
+  const int64_t of_loop = s.c == kFp32 ? 2 * hidden : 5 * s.tokens * width * kFp32;
+  const int64_t of_swiglu = hidden + (s.cpu ? of_loop : 2 * hidden + 13 * s.tokens * width * kFp32);
   half.backward = std::max(
       {of_swiglu, hidden + s.weight_gradient(weight), s.weight_gradient(2 * weight) - hidden});
   return half;

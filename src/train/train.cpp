@@ -326,6 +326,7 @@ void Run::guard_step(const StepResult& result, const StepLimits& limits) {
 // it are not seen again. Replaces that checkpoint, so that a run that is resumed does the same.
 void Run::roll_back(const std::string& reason) {
   finish_save();
+  graph_.release();
   const auto checkpoint =
       find_rollback_point(context_.files, config_, guard_.first_skip(), context_.log);
   if (!checkpoint) give_up(reason + ", with no checkpoint of checkpoint.interval to go back to");

@@ -37,7 +37,7 @@ TEST(KernelCases, AreAtLeastThreeHundredWithEveryOption) {
   EXPECT_GE(exact_cases().size(), 100u);
   int num_accumulating = 0, num_before = 0, num_rows_entry = 0;
   for (const KernelCase& c : kernel_cases()) {
-    num_accumulating += c.gradients != Gradients::kOverwrite;
+    num_accumulating += c.accumulates();
     num_before += c.options.score_before;
     num_rows_entry += !c.has_slots;
   }

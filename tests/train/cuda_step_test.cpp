@@ -84,8 +84,9 @@ nn::ModelConfig model_config(const std::string& backend, bool is_latent) {
   return config;
 }
 
-train::RunConfig run_config() {
+train::RunConfig run_config(double max_norm = 1.0) {
   train::RunConfig config;
+  config.training.max_norm = max_norm;
   config.moe.aux_loss_coeff = 0.5;  // much, so that it shows
   config.moe.z_loss_coeff = 0.25;
   config.moe.balance_coeff = 0.25;
@@ -142,8 +143,8 @@ struct Trainer {
         optimizer((model.store().allocate_training_state(), model.store()),
                   train::OptimizerSection()) {}
 
-  StepResult step(const StepBatch& batch) {
-    return train::train_step(model, optimizer, batch, run_config(), 1e-2);
+  StepResult step(const StepBatch& batch, const train::RunConfig& config = run_config()) {
+    return train::train_step(model, optimizer, batch, config, 1e-2);
   }
 
   nn::Model model;
@@ -285,7 +286,8 @@ TEST_F(CudaStep, HasTheGradientsOfTheCpu) {
       if (!backend.supports(problem).empty()) continue;
       Trainer on_cpu(config, at::kCPU, at::kFloat), on_card(config, device, at::kFloat);
       const StepBatch batch = some_step(one.documents);
-      const StepResult want = on_cpu.step(batch), got = on_card.step(batch);
+      const train::RunConfig unclipped = run_config(0);  // on the CPU clipped gradients are kept
+      const StepResult want = on_cpu.step(batch, unclipped), got = on_card.step(batch, unclipped);
       const std::string what = std::string(backend.name) + ", " + one.name;
       EXPECT_NEAR(got.loss, want.loss, 1e-5 * want.loss) << what;
       EXPECT_NEAR(got.aux_loss, want.aux_loss, 1e-5 * want.aux_loss) << what;

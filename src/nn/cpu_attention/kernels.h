@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "nn/cpu_attention/pass.h"
 #include "nn/vector_exp.h"
@@ -140,6 +141,10 @@ struct Attention {
     return heads.data + token * heads.token_stride + head * heads.head_stride;
   }
 
+  static void prefetch(const float* row, int64_t width) {
+    constexpr int64_t kLine = 16;  // floats
+    for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(row + d);
+  }
   // Rows [begin, end) of a head, times `scale`, to rows [0, count) of `to`; the rest is zeros.
   static void copy_rows(const Heads& from, int64_t head, int64_t begin, int64_t end, int64_t width,
                         float scale, const Matrix& to, int64_t count) {
@@ -147,6 +152,8 @@ struct Attention {
       float* out = to.row(i);
       const int64_t used = begin + i < end ? width : 0;
       const float* in = used > 0 ? row_of(from, begin + i, head) : nullptr;
+      // The next block's: heads of neighbouring tokens lie too far apart for the CPU to guess.
+      if (begin + i + kBlock < end) prefetch(row_of(from, begin + i + kBlock, head), width);
       for (int64_t d = 0; d < used; ++d) out[d] = in[d] * scale;
       for (int64_t d = used; d < to.stride; ++d) out[d] = 0.0f;
     }
@@ -172,27 +179,40 @@ struct Attention {
     for (int64_t i = 0; i < num_rows * matrix.stride; ++i) matrix.data[i] = 0.0f;
   }
 
-  static float sum_lanes(float (&lanes)[kLanes]) {
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    }
-    return lanes[0];
+  // Lane l of `v` in place of lane l ^ kWidth.
+  template <int64_t kWidth, int64_t... kLane>
+  static Vec swapped(Vec v, std::integer_sequence<int64_t, kLane...>) {
+    return __builtin_shufflevector(v, v, (kLane ^ kWidth)...);
   }
+  // One value of all lanes, combined pair by pair, within registers.
+  template <int64_t kWidth = kLanes / 2, typename Combine>
+  static float reduce(Vec v, const Combine& combine) {
+    if constexpr (kWidth == 0) {
+      return v[0];
+    } else {
+      v = combine(v, swapped<kWidth>(v, std::make_integer_sequence<int64_t, kLanes>()));
+      return reduce<kWidth / 2>(v, combine);
+    }
+  }
+  static float sum_lanes(Vec v) {
+    return reduce(v, [](Vec a, Vec b) { return a + b; });
+  }
+  // Of values[0, count), which may be read up to whole vectors.
   static float largest(const float* values, int64_t count) {
-    float lanes[kLanes];
-    for (float& lane : lanes) lane = values[0];
-    for (int64_t j = 0; j < count; j += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const float value = j + l < count ? values[j + l] : values[0];
-        lanes[l] = value > lanes[l] ? value : lanes[l];
+    const auto larger = [](Vec a, Vec b) { return a > b ? a : b; };
+    Vec max = Vec{} + values[0];
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) max = larger(load(values + j), max);
+    if (j < count) {
+      float lanes[kLanes];
+      const auto left = static_cast<int32_t>(count - j);
+      for (int32_t l = 0; l < kLanes; ++l) {
+        const float value = values[j + l];
+        lanes[l] = l < left ? value : values[0];
       }
+      max = larger(load(lanes), max);
     }
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-      for (int64_t i = 0; i < width; ++i) {
-        lanes[i] = lanes[i + width] > lanes[i] ? lanes[i + width] : lanes[i];
-      }
-    }
-    return lanes[0];
+    return reduce(max, larger);
   }
 
   // scores[j] = e^(scores[j] - shift) for j < count, 0 up to `end`; returns their sum.
@@ -207,13 +227,14 @@ struct Attention {
       }
     }
     for (; j < end; j += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) {
+      const auto left = static_cast<int32_t>(count - j);
+      for (int32_t l = 0; l < kLanes; ++l) {
         const float value = vector_exp(scores[j + l] - shift);
-        scores[j + l] = j + l < count ? value : 0.0f;
+        scores[j + l] = l < left ? value : 0.0f;
         lanes[l] += scores[j + l];
       }
     }
-    return sum_lanes(lanes);
+    return sum_lanes(load(lanes));
   }
 
   // A block of queries of one head: rows [begin, begin + count) of the document.
@@ -283,7 +304,7 @@ struct Attention {
     for (int64_t d = 0; d < size; d += kLanes) {
       for (int64_t l = 0; l < kLanes; ++l) lanes[l] += a[d + l] * b[d + l];
     }
-    return sum_lanes(lanes);
+    return sum_lanes(load(lanes));
   }
 
   // P, dS and dq of a block of queries.

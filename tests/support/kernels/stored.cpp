@@ -162,7 +162,7 @@ StoredExperts::StoredExperts(const KernelCase& c, DType dtype, const KernelValue
   }
   make_parameters(c, dtype, {gate_up_, down_, gate_up_bias_, down_bias_}, &values);
   make_parameters(c, c.gradient_dtype(dtype), {dgate_up_, ddown_, dgate_up_bias_, ddown_bias_},
-                  c.gradients == Gradients::kOverwrite ? nullptr : &previous);
+                  c.accumulates() ? &previous : nullptr);
   for (HostTensor* input :
        {&ids_, &x_, &scores_, &offsets_, &row_slot_, &slot_row_, &gate_up_[0], &gate_up_[1],
         &gate_up_bias_[0], &gate_up_bias_[1], &down_, &down_bias_, &dy_}) {
@@ -228,7 +228,7 @@ kernels::ExpertsGradients StoredExperts::gradients() {
   }
   gradients.ddown = ddown_.view();
   gradients.ddown_bias = ddown_bias_.view();
-  gradients.accumulate = case_.gradients != Gradients::kOverwrite;
+  gradients.accumulate = case_.accumulates();
   return gradients;
 }
 
