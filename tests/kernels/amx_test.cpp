@@ -5,12 +5,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "amoeba/error.h"
 #include "base/rng.h"
-#include "kernels/numbers.h"
 #include "support/errors.h"
 #include "support/kernels/emulated_tiles.h"
 #include "support/kernels/stored.h"
