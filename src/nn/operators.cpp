@@ -167,6 +167,16 @@ at::Tensor card_cross_entropy(const at::Tensor& logits, const at::Tensor& target
   return find<Signature>("amoeba::cross_entropy").call(logits, targets, if_defined(dlogits));
 }
 
+void card_adamw(const OperatorAdamW& step) {
+  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                         const OptionalTensor&, const at::Tensor&, const at::Tensor&,
+                         const OptionalTensor&, const at::Tensor&, double, double, double, double);
+  find<Signature>("amoeba::adamw")
+      .call(step.master, step.grad, step.exp_avg, step.exp_avg_sq, if_defined(step.shadow), step.lr,
+            step.num_steps, if_defined(step.grad_scale), step.found_inf, step.beta1, step.beta2,
+            step.weight_decay, step.eps);
+}
+
 std::string load_cuda_operators() {
   // Never closed: what it registered stays in the dispatcher.
   static const bool is_loaded = dlopen("libamoeba_ops_cuda.so", RTLD_NOW | RTLD_LOCAL) != nullptr;

@@ -1,6 +1,7 @@
 // One optimizer step: what padding must not reach, and what the sums over micro-batches are.
 #include "train/train_step.h"
 
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
@@ -22,6 +23,7 @@
 #include "nn/loss.h"
 #include "support/torch/memory.h"
 #include "train/batch.h"
+#include "train/device.h"
 #include "train/state.h"
 
 namespace amoeba::test {
@@ -64,8 +66,9 @@ RunConfig run_config() {
 }
 
 struct Trainer {
-  explicit Trainer(const std::string& backend = "for_loop", at::ScalarType dtype = at::kFloat)
-      : model(model_config(backend), at::kCPU, dtype, 5),
+  explicit Trainer(const std::string& backend = "for_loop", at::ScalarType dtype = at::kFloat,
+                   at::Device device = at::kCPU)
+      : model(model_config(backend), device, dtype, 5),
         optimizer((model.store().allocate_training_state(), model.store()),
                   train::OptimizerSection()) {}
 
@@ -284,7 +287,7 @@ std::vector<train::NamedTensor> state_of(Trainer& trainer) {
 std::string state_hash(Trainer& trainer) {
   std::string hashes;
   for (const train::NamedTensor& named : state_of(trainer)) {
-    const at::Tensor data = named.tensor.contiguous();
+    const at::Tensor data = named.tensor.cpu().contiguous();
     hashes += xxh3_128_hex(
         std::as_bytes(std::span(data.const_data_ptr<float>(), static_cast<size_t>(data.numel()))));
   }
@@ -495,11 +498,37 @@ TEST(TrainStep, CleanStepsAfterDamagedOnesAreTaken) {
 // Every allocation of a step fails once. Wanted: an error that says how much was asked for, the old
 // state unless the update had begun, and then a step that has the bits of an undisturbed run and
 // leaves as much memory in use.
-class OutOfMemory : public testing::TestWithParam<std::string> {};
+struct MemoryCase {
+  std::string backend;
+  at::DeviceType device;
+};
+
+std::vector<MemoryCase> memory_cases() {
+  std::vector<MemoryCase> cases;
+  for (const nn::ExpertBackend& backend : nn::expert_backends()) {
+    for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
+      cases.push_back({std::string(backend.name), device});
+    }
+  }
+  return cases;
+}
+
+class OutOfMemory : public testing::TestWithParam<MemoryCase> {
+ protected:
+  void SetUp() override {
+    if (GetParam().device == at::kCPU) return;
+    if (!at::globalContext().hasCUDA()) GTEST_SKIP() << "no GPU is visible to LibTorch";
+    train::resolve_device("cuda");
+  }
+  void TearDown() override {
+    at::globalContext().setDeterministicAlgorithms(false, /*warn_only=*/false);
+  }
+};
 
 TEST_P(OutOfMemory, AtAnyAllocationOfAStepLosesNothing) {
+  const auto& [backend, device] = GetParam();
   const StepBatch batch = step_of({padded_batch({kLength, 4}, kLength, 1)});
-  Trainer trainer(GetParam());
+  Trainer trainer(backend, device == at::kCPU ? at::kFloat : at::kBFloat16, device);
   for (int i = 0; i < 2; ++i) trainer.step(batch);
   const std::string old_state = state_hash(trainer);
   std::vector<at::Tensor> saved;
@@ -509,7 +538,7 @@ TEST_P(OutOfMemory, AtAnyAllocationOfAStepLosesNothing) {
     for (size_t i = 0; i < saved.size(); ++i) at::Tensor(state[i].tensor).copy_(saved[i]);
     trainer.model.store().refresh_compute();
   };
-  CountedMemory memory;
+  CountedMemory memory(device);
   for (int i = 0; i < 2; ++i) {  // the second leaves what every later one will
     trainer.step(batch);
     if (i == 0) go_back();
@@ -525,7 +554,7 @@ TEST_P(OutOfMemory, AtAnyAllocationOfAStepLosesNothing) {
       trainer.step(batch);
       reached = false;
     } catch (const std::exception& error) {
-      EXPECT_NE(std::string(error.what()).find("you tried to allocate "), std::string::npos)
+      EXPECT_NE(std::string(error.what()).find("ried to allocate "), std::string::npos)
           << error.what();
     }
     ASSERT_EQ(memory.has_failed(), reached) << "a failure was swallowed";
@@ -540,16 +569,17 @@ TEST_P(OutOfMemory, AtAnyAllocationOfAStepLosesNothing) {
     ASSERT_EQ(memory.live_bytes(), in_use) << "leak after failure " << num_failures;
     go_back();
   }
-  std::cout << GetParam() << ": " << num_failures - 1 << " allocations failed, " << num_in_update
-            << " of them in the update\n";
+  std::cout << backend << " on " << device << ": " << num_failures - 1 << " allocations failed, "
+            << num_in_update << " of them in the update\n";
   EXPECT_GT(num_failures, 100);
   EXPECT_LT(num_in_update, 60);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, OutOfMemory,
-                         testing::Values("fused", "for_loop", "grouped_mm", "batched_mm_padded",
-                                         "batched_mm_capacity"),
-                         [](const auto& row) { return row.param; });
+INSTANTIATE_TEST_SUITE_P(Backends, OutOfMemory, testing::ValuesIn(memory_cases()),
+                         [](const auto& row) {
+                           return row.param.backend + "_" +
+                                  c10::DeviceTypeName(row.param.device, /*lower_case=*/true);
+                         });
 
 }  // namespace
 }  // namespace amoeba::test

@@ -318,6 +318,11 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .field = &training.device,
               .doc = "Where to compute; auto: cuda when there is one.",
               .choices = {"auto", "cpu", "cuda"}});
+  schema.add({.path = "training.cuda_graph",
+              .field = &training.cuda_graph,
+              .doc =
+                  "On a card, record a step as one CUDA graph and replay it while the shape stays "
+                  "and nothing is read on the host within it."});
   schema.add({.path = "training.num_threads",
               .field = &training.num_threads,
               .doc = "CPU threads; 0: OMP_NUM_THREADS where it is set, else one for each core.",

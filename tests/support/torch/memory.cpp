@@ -1,8 +1,13 @@
 #include "support/torch/memory.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/util/Exception.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -13,6 +18,14 @@ namespace {
 
 std::atomic<int64_t> live{0}, peak{0}, num_calls{0}, failing_call{-1};
 std::atomic<bool> failed{false};
+
+// Counts a request; throws where it is the one to fail.
+void admit(const char* text, size_t size) {
+  if (num_calls++ != failing_call) return;
+  failed = true;
+  // The messages are LibTorch's own, without its trace, which takes long to make.
+  throw c10::OutOfMemoryError(text + std::to_string(size) + " bytes.", /*backtrace=*/nullptr);
+}
 
 std::mutex sizes_mutex;
 std::unordered_map<void*, int64_t> sizes;  // of live blocks
@@ -37,13 +50,7 @@ class CountingAllocator : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t size) override {
-    if (num_calls++ == failing_call) {
-      failed = true;
-      // The message of LibTorch's own, without its trace, which takes long to make.
-      throw c10::Error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
-                           std::to_string(size) + " bytes.",
-                       /*backtrace=*/nullptr);
-    }
+    admit("DefaultCPUAllocator: can't allocate memory: you tried to allocate ", size);
     void* data = inner_->allocate(size).release_context();
     if (data == nullptr) return {nullptr, at::kCPU};  // 0 bytes
     {
@@ -67,21 +74,65 @@ class CountingAllocator : public c10::Allocator {
   c10::Allocator* inner_;
 };
 
+// LibTorch's CUDA allocator cannot be replaced without CUDA's headers. Its `allocate` is exchanged
+// in its table of virtual functions (Itanium C++ ABI).
+using Allocate = c10::DataPtr (*)(c10::Allocator*, size_t);
+Allocate inner_allocate = nullptr;
+
+c10::DataPtr allocate_on_card(c10::Allocator* self, size_t size) {
+  admit("CUDA out of memory. Tried to allocate ", size);
+  return inner_allocate(self, size);
+}
+
+// Returns what was there.
+Allocate exchange_allocate(c10::Allocator* allocator, Allocate next) {
+  const auto member = &c10::Allocator::allocate;
+  uintptr_t offset = 0;  // 1 + bytes into the table
+  std::memcpy(&offset, &member, sizeof(offset));
+  char* table = nullptr;
+  std::memcpy(&table, static_cast<void*>(allocator), sizeof(table));
+  char* entry = table + offset - 1;
+  const auto page_size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  char* page = entry - reinterpret_cast<uintptr_t>(entry) % page_size;
+  TORCH_CHECK(mprotect(page, page_size, PROT_READ | PROT_WRITE) == 0, "the table stays read-only");
+  Allocate before = nullptr;
+  std::memcpy(&before, entry, sizeof(before));
+  std::memcpy(entry, &next, sizeof(next));
+  return before;
+}
+
+int64_t bytes_on_card() {
+  return c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(0).allocated_bytes[0].current;
+}
+
 }  // namespace
 
-CountedMemory::CountedMemory() : before_(c10::GetAllocator(c10::kCPU)) {
-  static auto* counting = new CountingAllocator(before_);
-  live = 0;
+CountedMemory::CountedMemory(c10::DeviceType device)
+    : device_(device), before_(c10::GetAllocator(device)) {
+  live = device == c10::kCPU ? 0 : bytes_on_card();
   peak = 0;
   num_calls = 0;
   failing_call = -1;
   failed = false;
-  c10::SetAllocator(c10::kCPU, counting);
+  if (device == c10::kCPU) {
+    static auto* counting = new CountingAllocator(before_);
+    c10::SetAllocator(c10::kCPU, counting);
+  } else {
+    inner_allocate = exchange_allocate(before_, &allocate_on_card);
+  }
 }
 
-CountedMemory::~CountedMemory() { c10::SetAllocator(c10::kCPU, before_); }
+CountedMemory::~CountedMemory() {
+  if (device_ == c10::kCPU) {
+    c10::SetAllocator(c10::kCPU, before_);
+  } else {
+    exchange_allocate(before_, inner_allocate);
+  }
+}
 
-int64_t CountedMemory::live_bytes() const { return live; }
+int64_t CountedMemory::live_bytes() const {
+  return device_ == c10::kCPU ? live.load() : bytes_on_card() - live;
+}
 int64_t CountedMemory::peak_bytes() const { return peak; }
 void CountedMemory::reset_peak() { peak = live.load(); }
 void CountedMemory::fail_at(int64_t index) {
