@@ -58,8 +58,12 @@ void print_kernels(at::Device device, int compute_capability) {
                           {"4B", 1536, 1024, 24},          kShape,
                           {"Qwen3-30B", 2048, 768, 128},   {"Mixtral", 4096, 14336, 8},
                           {"gpt-oss-20b", 2880, 2880, 32}, {"odd sizes", 33, 17, 5}};
-  std::printf("\nkernels of fused on %s (auto's choice where fused refuses)\n",
-              device.str().c_str());
+  std::printf("\nkernels of fused on %s, best first\n", device.str().c_str());
+  const nn::ExpertProblem any = problem_of(device, compute_capability, at::kFloat, kShape);
+  for (const auto& [name, summary] : nn::fused_kernels(any)) {
+    std::printf("  %-12s %s\n", name.c_str(), summary.c_str());
+  }
+  std::printf("\nwhich of them runs what (auto's choice where fused refuses)\n");
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     for (const Shape& shape : shapes) {
       const nn::ExpertProblem problem = problem_of(device, compute_capability, dtype, shape);

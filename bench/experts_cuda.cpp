@@ -1,5 +1,5 @@
-// The CUDA experts behind a C interface, for experts_cuda.py: bf16, separate gate and up, tokens
-// entry. Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K.
+// The CUDA experts behind a C interface, for experts_cuda.py: bf16, tokens entry.
+// Legend: T tokens, D model width, H expert hidden width, E experts, K choices, R = T*K.
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -12,6 +12,8 @@ struct BenchProblem {
   int64_t T, D, H, E, K;
   const char* variant;
   int64_t save;                                  // kernels::Save
+  int64_t layout, transposed;                    // kernels::GateUpLayout: separate or concatenated
+  int64_t fp32_gradients, accumulate;            // of the weights
   void *ids, *x, *scores, *gate, *up, *down;     // ids int32, scores fp32
   void *counts, *offsets, *row_slot, *slot_row;  // int32
   void *error, *y, *dy, *dx, *dscores, *dgate, *dup, *ddown;
@@ -34,6 +36,24 @@ kernels::View view(void* data, kernels::DType dtype, int64_t a, int64_t b, int64
 constexpr auto kBF16 = kernels::DType::kBF16;
 constexpr auto kF32 = kernels::DType::kF32;
 
+// Of rows by columns of every expert, or with both swapped.
+kernels::View weights(const BenchProblem& p, void* data, kernels::DType dtype, int64_t rows,
+                      int64_t columns) {
+  return p.transposed != 0 ? view(data, dtype, p.E, columns, rows)
+                           : view(data, dtype, p.E, rows, columns);
+}
+
+// The two of gate and up, or the first alone with both behind each other.
+void place_gate_up(const BenchProblem& p, void* gate, void* up, kernels::DType dtype,
+                   kernels::View (&to)[2]) {
+  if (static_cast<kernels::GateUpLayout>(p.layout) == kernels::GateUpLayout::kConcatenated) {
+    to[0] = weights(p, gate, dtype, 2 * p.H, p.D);
+    return;
+  }
+  to[0] = weights(p, gate, dtype, p.H, p.D);
+  to[1] = weights(p, up, dtype, p.H, p.D);
+}
+
 kernels::ExpertsArguments arguments_of(const BenchProblem& p) {
   kernels::ExpertsArguments a;
   a.x = view(p.x, kBF16, p.T, p.D);
@@ -41,9 +61,8 @@ kernels::ExpertsArguments arguments_of(const BenchProblem& p) {
   a.offsets = static_cast<int32_t*>(p.offsets);
   a.row_slot = static_cast<int32_t*>(p.row_slot);
   a.slot_row = static_cast<int32_t*>(p.slot_row);
-  a.gate_up[0] = view(p.gate, kBF16, p.E, p.H, p.D);
-  a.gate_up[1] = view(p.up, kBF16, p.E, p.H, p.D);
-  a.down = view(p.down, kBF16, p.E, p.D, p.H);
+  place_gate_up(p, p.gate, p.up, kBF16, a.gate_up);
+  a.down = weights(p, p.down, kBF16, p.D, p.H);
   a.num_rows = p.T * p.K;
   a.num_experts = p.E;
   a.hidden_dim = p.H;
@@ -67,6 +86,8 @@ int call(const BenchProblem* p, const F& f) {
   return guarded([&] {
     const kernels::ExpertsArguments arguments = arguments_of(*p);
     kernels::ExpertsOptions options;
+    options.layout = static_cast<kernels::GateUpLayout>(p->layout);
+    options.transposed = p->transposed != 0;
     options.save = static_cast<kernels::Save>(p->save);
     f(kernels::cuda::choose_variant(arguments, options, p->variant), arguments, options);
   });
@@ -108,9 +129,10 @@ EXPORT int bench_backward(const BenchProblem* p) {
     kernels::ExpertsGradients gradients;
     gradients.dx = view(p->dx, kBF16, p->T, p->D);
     gradients.dscores = view(p->dscores, kF32, p->T, p->K);
-    gradients.dgate_up[0] = view(p->dgate, kBF16, p->E, p->H, p->D);
-    gradients.dgate_up[1] = view(p->dup, kBF16, p->E, p->H, p->D);
-    gradients.ddown = view(p->ddown, kBF16, p->E, p->D, p->H);
+    const kernels::DType dtype = p->fp32_gradients != 0 ? kF32 : kBF16;
+    place_gate_up(*p, p->dgate, p->dup, dtype, gradients.dgate_up);
+    gradients.ddown = weights(*p, p->ddown, dtype, p->D, p->H);
+    gradients.accumulate = p->accumulate != 0;
     kernels::cuda::experts_backward(variant, arguments, options, view(p->dy, kBF16, p->T, p->D),
                                     p->saved, gradients, p->scratch, p->stream);
   });

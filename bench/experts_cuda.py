@@ -1,9 +1,11 @@
 """Times the CUDA experts against torch's ways and the plain products, interleaved, in one run.
 
-Usage: experts_cuda.py LIBRARY [--shapes A,B] [--variants sm90,sm80] [--rounds N] [--out FILE]
-                       [--skew uniform|zipf] [--profile] [--only-ours]
+Usage: experts_cuda.py LIBRARY[,LIBRARY] [--shapes A,B] [--variants sm90,sm80] [--layouts separate,concatenated_t]
+                       [--gradients bf16,bf16_add,fp32,fp32_add] [--rounds N] [--out FILE] [--skew uniform|zipf]
+                       [--profile] [--only-ours]
 
-LIBRARY is libbench_experts_cuda.so. Prints the median milliseconds of forward, backward and both for
+LIBRARY is libbench_experts_cuda.so; with several, each is timed (the second as "#2", and so on). A layout
+with _t has the last two dimensions of the weights swapped; _add adds to the weights' gradients. Prints the median milliseconds of forward, backward and both for
 each way at each shape, and the share of the ceiling: the useful products alone, balanced, by cuBLAS
 (torch.bmm). Checks every way against an fp32 computation of a few tokens first.
 """
@@ -35,7 +37,8 @@ dup ddown saved scratch stream""".split()
 class Problem(ctypes.Structure):
     _fields_ = (
         [(name, ctypes.c_int64) for name in "TDHEK"]
-        + [("variant", ctypes.c_char_p), ("save", ctypes.c_int64)]
+        + [("variant", ctypes.c_char_p)]
+        + [(name, ctypes.c_int64) for name in "save layout transposed fp32_gradients accumulate".split()]
         + [(name, ctypes.c_void_p) for name in POINTERS]
     )
 
@@ -58,19 +61,29 @@ class Inputs:
 
 
 class Ours:
-    def __init__(self, library, variant, inputs, save=0):
+    def __init__(self, library, variant, inputs, layout="separate", gradients="bf16", save=0):
         T, D, H, E, K = inputs.shape
         self.library = library
+        self.transposed = layout.endswith("_t")
+        self.concatenated = layout.startswith("concatenated")
+        stored = lambda w: w.transpose(1, 2).contiguous() if self.transposed else w
+        gate, up, down = stored(inputs.gate), stored(inputs.up), stored(inputs.down)
+        if self.concatenated:
+            gate = torch.cat([gate, up], 2 if self.transposed else 1)
+        dtype = torch.bfloat16 if gradients.startswith("bf16") else torch.float32
+        like = lambda w: torch.zeros_like(w, dtype=dtype)
         empty = lambda *size, dtype=torch.bfloat16: torch.empty(*size, dtype=dtype, device="cuda")
         ints = lambda n: torch.zeros(n, dtype=torch.int32, device="cuda")
         self.keep = dict(
-            ids=inputs.ids, x=inputs.x, scores=inputs.scores, gate=inputs.gate, up=inputs.up,
-            down=inputs.down, dy=inputs.dy, counts=ints(E), offsets=ints(E + 1), row_slot=ints(T * K),
+            ids=inputs.ids, x=inputs.x, scores=inputs.scores, gate=gate, up=up,
+            down=down, dy=inputs.dy, counts=ints(E), offsets=ints(E + 1), row_slot=ints(T * K),
             slot_row=ints(T * K), error=ints(1), y=empty(T, D), dx=empty(T, D),
-            dscores=empty(T, K, dtype=torch.float32), dgate=empty(E, H, D), dup=empty(E, H, D),
-            ddown=empty(E, D, H),
+            dscores=empty(T, K, dtype=torch.float32), dgate=like(gate), dup=like(up), ddown=like(down),
         )
-        self.p = Problem(T, D, H, E, K, variant.encode(), save)
+        self.p = Problem(
+            T, D, H, E, K, variant.encode(), save, self.concatenated, self.transposed,
+            gradients.startswith("fp32"), gradients.endswith("_add"),
+        )
         for name, tensor in self.keep.items():
             setattr(self.p, name, tensor.data_ptr())
         sizes = (ctypes.c_int64 * 4)()
@@ -93,7 +106,12 @@ class Ours:
         self.call("backward")
 
     def results(self):
-        return {n: self.keep[n] for n in "y dx dscores dgate dup ddown".split()}
+        results = {n: self.keep[n] for n in "y dx dscores dgate dup ddown".split()}
+        if self.transposed:
+            results |= {n: results[n].transpose(1, 2) for n in "dgate dup ddown".split()}
+        if self.concatenated:
+            results["dgate"], results["dup"] = results["dgate"].chunk(2, 1)
+        return results
 
 
 class Torch:
@@ -208,19 +226,29 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--variants", default="sm90,sm80")
+    parser.add_argument("--layouts", default="separate")
+    parser.add_argument("--gradients", default="bf16")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--skew", default="uniform")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--out")
     options = parser.parse_args()
-    library = ctypes.CDLL(options.library)
+    libraries = [ctypes.CDLL(path) for path in options.library.split(",")]
     print(torch.cuda.get_device_name(), "torch", torch.__version__, options.skew)
     raw = {}
     for name in options.shapes.split(","):
         inputs = Inputs(SHAPES[name], options.skew)
         T, D, H, E, K = inputs.shape
-        ways = {v: Ours(library, v, inputs) for v in options.variants.split(",")}
+        ways = {}
+        for v in options.variants.split(","):
+            for layout in options.layouts.split(","):
+                for gradients in options.gradients.split(","):
+                    for i, library in enumerate(libraries):
+                        words = [v + (f"#{i + 1}" if i else "")]
+                        words += [w for w in (layout, gradients) if w not in ("separate", "bf16")]
+                        ways[" ".join(words)] = Ours(library, v, inputs, layout, gradients)
+        ours = list(ways)
         ways["ceiling"] = Ceiling(inputs)
         if not options.only_ours:
             ways["grouped_mm"] = Torch(inputs, grouped_mm)
@@ -234,10 +262,12 @@ def main():
         torch.cuda.synchronize()
         if not options.only_ours:
             want = ways["for_loop"].results()
-            for v in options.variants.split(","):
+            for v in ours:
+                if v.endswith("_add"):
+                    continue
                 errors = relative_errors(ways[v].results(), want)
                 print(f"  {v} against for_loop:", {n: f"{e:.1e}" for n, e in errors.items()})
-        for v in options.variants.split(",") if options.profile else ():
+        for v in ours if options.profile else ():
             print(f"  {name} {v}:")
             profile(ways[v])
         times = {way: [] for way in ways}
@@ -254,7 +284,7 @@ def main():
         for n in ways:
             fwd, bwd, both = median(n, lambda t: t[0]), median(n, lambda t: t[1]), median(n, sum)
             print(
-                f"{name:11s} {n:11s} fwd {fwd:7.3f} bwd {bwd:7.3f} both {both:7.3f} ms  "
+                f"{name:11s} {n:28s} fwd {fwd:7.3f} bwd {bwd:7.3f} both {both:7.3f} ms  "
                 f"{flop / fwd / 1e9:4.0f} / {2 * flop / bwd / 1e9:4.0f} TFLOP/s  {100 * top / both:3.0f} % of ceiling"
                 + (f"  saved {ways[n].saved_bytes / 2**20:.0f} MiB" if isinstance(ways[n], Ours) else ""),
                 flush=True,

@@ -3,12 +3,14 @@
 // milliseconds for each region: pack, gate and up, down, combine; pack, dA, dx and weights,
 // combine.
 //
-// Usage: bench_kernels [variant] [rows an expert ...]
+// Usage: bench_kernels [variant[,variant ...]] [rows an expert ...]
+// Several variants take turns at each problem.
 #include <time.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -195,17 +197,26 @@ void measure(const Shape& shape, int64_t rows, DType dtype, const std::string& n
 }  // namespace
 }  // namespace amoeba
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   using namespace amoeba;
-  const std::string name = argc > 1 ? argv[1] : "auto";
+  std::vector<std::string> names;
+  std::istringstream list(argc > 1 ? argv[1] : "auto");
+  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
   std::vector<int64_t> rows;
   for (int i = 2; i < argc; ++i) rows.push_back(std::atol(argv[i]));
   if (rows.empty()) rows = {1, 4, 16, 64, 256};
   for (const Shape& shape : {Shape{1024, 512, 32, 4}, Shape{2048, 768, 32, 4}}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
-      if (name == "avx512_bf16" && dtype == DType::kF32) continue;
-      for (const int64_t r : rows) measure(shape, r, dtype, name);
+      for (const int64_t r : rows) {
+        for (const std::string& name : names) {
+          const bool is_bf16_only = name.ends_with("_bf16");
+          if (dtype == DType::kBF16 || !is_bf16_only) measure(shape, r, dtype, name);
+        }
+      }
     }
   }
   return 0;
+} catch (const amoeba::Error& error) {
+  std::fprintf(stderr, "bench_kernels: %s\n", error.what());
+  return 2;
 }

@@ -32,7 +32,7 @@ for source in $sources; do
   object=$build/tests/$(basename "$source").o
   if [ -z "$(find "$object" -newer "$source" 2> /dev/null)" ]; then echo "$source $object"; fi
 done | xargs -r -P 2 -L 1 sh -c \
-  "$compiler -std=c++20 -O2 -Wall -Wextra -Werror -Iinclude -Isrc -Itests -I$gtest -I$gtest/include -c \$0 -o \$1"
+  "$compiler -std=c++20 -O2 -Wall -Wextra -Werror -Wno-psabi -Iinclude -Isrc -Itests -I$gtest -I$gtest/include -c \$0 -o \$1"
 "$compiler" -static "$build"/tests/*.o "$build"/src/libamoeba_kernels_cuda.a "$build"/src/libamoeba_kernels.a \
   "$build"/src/libamoeba_base.a -o "$build/test_kernels"
 "$emulator" "$build/test_kernels" "$@"

@@ -117,6 +117,8 @@ ExpertChoice choose_expert_backend(std::string_view compute_backend, const Exper
 // Which of fused's kernels runs a problem that fused supports, and why those before it do not:
 // "sm80 (sm90: ...)".
 std::string describe_fused(const ExpertProblem& problem);
+// What fused's kernels are, best first, whether they run the problem or not: name and one sentence.
+std::vector<std::pair<std::string, std::string>> fused_kernels(const ExpertProblem& problem);
 
 // Runs `backend` on rows. Handles, the same for every backend, E = 0, R = 0 and all-zero counts
 // (empty or zero output that still depends on x and all three weights, so that gradients are zeros,

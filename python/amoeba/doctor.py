@@ -35,7 +35,7 @@ def report():
     lines += [f"{name:<12} {_version(name)}" for name in FRAMEWORKS]
     lines += [f"cuda         {_cuda()}"]
     for device in ["cpu"] + (["cuda"] if _serves_cuda() else []):
-        lines += ["", f"variants on {device}"]
+        lines += ["", f"variants on {device}, best first"] + _summaries(device)
         for dtype in DTYPES:
             for problem in PROBLEMS:
                 lines += _choice(device, dtype, *problem)
@@ -59,9 +59,26 @@ def _serves_cuda():
     return torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key("amoeba::experts_forward", "CUDA")
 
 
-def _choice(device, dtype, name, tokens, dim, hidden, num_experts, choices, options):
+def _choice(device, dtype, name, *problem):
     """One line with the variant that runs, one more for each that refused and why."""
+    tokens, dim, hidden, num_experts, choices, options = problem
+    found = _variants(device, dtype, *problem)
+    chosen = next((variant for variant, _, reason in found if not reason), "none")
+    sizes = f"T {tokens} D {dim} H {hidden} E {num_experts} K {choices}"
+    lines = [f"  {str(dtype).removeprefix('torch.'):<9} {name:<13} {sizes:<28} {chosen}"]
+    for variant, _, reason in found:
+        if not reason:
+            break
+        lines.append(f"  {'':<9} {'':<13} not {variant}: {reason}")
+    return lines
 
+
+def _summaries(device):
+    """What each variant is, whether this machine runs it or not."""
+    return [f"  {name:<13} {summary}" for name, summary, _ in _variants(device, DTYPES[0], *PROBLEMS[0][1:])]
+
+
+def _variants(device, dtype, tokens, dim, hidden, num_experts, choices, options):
     def parameter(rows, columns):
         shape = (columns, rows) if options.get("transposed") else (rows, columns)
         return torch.empty(num_experts, *shape, dtype=dtype, device=device)
@@ -69,14 +86,6 @@ def _choice(device, dtype, name, tokens, dim, hidden, num_experts, choices, opti
     separate = options.get("layout", "separate") == "separate"
     gate_up = [parameter(hidden, dim)] * 2 if separate else parameter(2 * hidden, dim)
     ids = torch.zeros(tokens, choices, dtype=torch.int64, device=device)
-    found = amoeba.variants(
+    return amoeba.variants(
         torch.empty(tokens, dim, dtype=dtype, device=device), ids, None, gate_up, parameter(dim, hidden), **options
     )
-    chosen = next((variant for variant, _, reason in found if not reason), "none")
-    problem = f"T {tokens} D {dim} H {hidden} E {num_experts} K {choices}"
-    lines = [f"  {str(dtype).removeprefix('torch.'):<9} {name:<13} {problem:<28} {chosen}"]
-    for variant, _, reason in found:
-        if not reason:
-            break
-        lines.append(f"  {'':<9} {'':<13} not {variant}: {reason}")
-    return lines

@@ -1,5 +1,5 @@
-// What a GPU computes of a layer around its products, each in one pass over memory: the root-mean-
-// square norm, rotary positions, SwiGLU, cross entropy. Every array is contiguous and on the
+// What a GPU computes around a model's products, each in one pass over memory: the root-mean-square
+// norm, rotary positions, SwiGLU, cross entropy, AdamW. Every array is contiguous and on the
 // device, work is queued on `stream`, sums are fp32 and in a fixed order. dtype is fp32, fp16 or
 // bf16; no count is too small, 0 included.
 //
@@ -74,5 +74,29 @@ struct CrossEntropy {
   DType dtype = DType::kF32;  // of dlogits
 };
 void cross_entropy(const CrossEntropy& arguments, Stream stream);
+
+// AdamW (Loshchilov and Hutter, 2019), step t of every value p with g = grad / grad_scale:
+//   m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
+//   p = (1 - lr weight_decay) p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
+// shadow = p in its dtype. Arrays are aligned to 16 bytes. Where *found_inf is not 0 nothing is
+// written.
+struct AdamW {
+  int64_t size = 0;
+  float* master = nullptr;  // p
+  const float* grad = nullptr;
+  float* exp_avg = nullptr;           // m
+  float* exp_avg_sq = nullptr;        // v
+  void* shadow = nullptr;             // nullptr: none
+  DType dtype = DType::kF32;          // of shadow
+  const float* num_steps = nullptr;   // t
+  const float* grad_scale = nullptr;  // nullptr: 1
+  const float* found_inf = nullptr;
+  const double* lr = nullptr;
+  double beta1 = 0;
+  double beta2 = 0;
+  double weight_decay = 0;
+  double eps = 0;
+};
+void adamw(const AdamW& arguments, Stream stream);
 
 }  // namespace amoeba::kernels::cuda

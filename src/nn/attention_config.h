@@ -25,7 +25,7 @@ struct AttentionConfig {
   int64_t head_dim = 0;
   std::optional<MlaConfig> mla;  // unset: grouped-query
   RopeConfig rope;               // rope.head_dim: head_dim, or qk_rope_head_dim
-  double yarn_mscale = 1.0;      // see yarn_attention_factor; MLA only
+  double yarn_mscale = 1.0;      // see yarn_scale_factor; MLA only
   bool qk_norm = false;          // RMSNorm of every query and key head before the rotation
   bool qk_norm_whole = false;    // of all heads of a token together instead
   int64_t sliding_window = 0;    // tokens that a token sees, itself included; 0: all before it

@@ -77,7 +77,7 @@ class KeysAndValues : public torch::autograd::Function<KeysAndValues> {
 LatentAttention::LatentAttention(const AttentionConfig& config, const std::string& prefix,
                                  const LayerInit& init, ParameterStore& store)
     : config_(config),
-      scale_(yarn_attention_factor(config.rope, config.yarn_mscale) /
+      scale_(yarn_scale_factor(config.rope, config.yarn_mscale) /
              std::sqrt(static_cast<double>(config.key_dim()))) {
   const MlaConfig& mla = *config.mla;
   const int64_t dim = config.dim, heads = config.num_heads, q_rows = heads * config.key_dim();

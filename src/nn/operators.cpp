@@ -111,7 +111,9 @@ std::vector<OperatorVariant> experts_variants(const OperatorInputs& inputs) {
   std::vector<OperatorVariant> variants;
   for (const std::string& line : call_with_inputs<std::vector<std::string>>(
            "amoeba::experts_variants", "", inputs, kKeeps, std::tuple<>(), std::tuple<>())) {
-    variants.push_back({line.substr(0, line.find('\t')), line.substr(line.rfind('\t') + 1)});
+    const size_t first = line.find('\t'), second = line.find('\t', first + 1);
+    variants.push_back({line.substr(0, first), line.substr(first + 1, second - first - 1),
+                        line.substr(second + 1)});
   }
   return variants;
 }
@@ -165,6 +167,16 @@ at::Tensor card_cross_entropy(const at::Tensor& logits, const at::Tensor& target
                               const at::Tensor& dlogits) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&);
   return find<Signature>("amoeba::cross_entropy").call(logits, targets, if_defined(dlogits));
+}
+
+void card_adamw(const OperatorAdamW& step) {
+  using Signature = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                         const OptionalTensor&, const at::Tensor&, const at::Tensor&,
+                         const OptionalTensor&, const at::Tensor&, double, double, double, double);
+  find<Signature>("amoeba::adamw")
+      .call(step.master, step.grad, step.exp_avg, step.exp_avg_sq, if_defined(step.shadow), step.lr,
+            step.num_steps, if_defined(step.grad_scale), step.found_inf, step.beta1, step.beta2,
+            step.weight_decay, step.eps);
 }
 
 std::string load_cuda_operators() {

@@ -59,7 +59,7 @@ OperatorGradients experts_backward_accumulate(const at::Tensor& dy, const at::Te
                                               const OperatorInputs& inputs, ExpertWeights sums);
 
 struct OperatorVariant {
-  std::string name;
+  std::string name, summary;
   std::string refusal;  // "": takes the problem
 };
 
@@ -88,6 +88,14 @@ at::Tensor card_swiglu_backward(const at::Tensor& dy, const at::Tensor& gate_up)
 // Losses [T] fp32; writes softmax - one hot to dlogits (may be undefined).
 at::Tensor card_cross_entropy(const at::Tensor& logits, const at::Tensor& targets,
                               const at::Tensor& dlogits);
+// One step of AdamW; shadow, grad_scale may be undefined. Scalars are fp32 on the device, lr fp64.
+struct OperatorAdamW {
+  at::Tensor master, grad, exp_avg, exp_avg_sq;  // [N] fp32
+  at::Tensor shadow;                             // [N]
+  at::Tensor lr, num_steps, grad_scale, found_inf;
+  double beta1, beta2, weight_decay, eps;
+};
+void card_adamw(const OperatorAdamW& step);
 
 // Loads the operators' CUDA library, once: "" or why that failed.
 std::string load_cuda_operators();

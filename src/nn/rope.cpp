@@ -115,24 +115,44 @@ double pair_of_rotations(const RopeConfig& config, double rotations) {
          std::log(length / (rotations * 2.0 * std::numbers::pi)) / (2.0 * std::log(config.theta));
 }
 
-// [head_dim / 2] fp64. YaRN (arXiv 2309.00071, "NTK-by-parts") with the bounds that DeepSeek-V2's
-// published inference code takes: whole pair numbers, clamped to [0, head_dim - 1].
+// The share of each pair's frequency that is divided by the factor, 0 to 1: YaRN ("NTK-by-parts",
+// Peng et al. 2023, arXiv 2309.00071) as in DeepSeek-V2's published inference code, a ramp over the
+// pairs between bounds clamped to [0, head_dim - 1]; whole ones, unless transformers' `truncate` is
+// off.
+at::Tensor yarn_share(const RopeConfig& config) {
+  double low = pair_of_rotations(config, config.beta_fast),
+         high = pair_of_rotations(config, config.beta_slow);
+  if (config.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0);
+  high = std::min(high, static_cast<double>(config.head_dim) - 1.0);
+  if (high == low) high += 0.001;  // a step, not a division by zero
+  return ((at::arange(config.head_dim / 2, kFp64) - low) / (high - low)).clamp(0.0, 1.0);
+}
+
+// The same of Llama 3.1 (apply_scaling in its published model.py): a ramp over the rotations within
+// the original length.
+at::Tensor llama3_share(const RopeConfig& config, const at::Tensor& plain) {
+  const double length = static_cast<double>(config.original_seq_len);
+  const at::Tensor rotations = plain * (length / (2.0 * std::numbers::pi));
+  return ((config.beta_fast - rotations) / (config.beta_fast - config.beta_slow)).clamp(0.0, 1.0);
+}
+
+// [head_dim / 2] fp64. Linear: Chen et al. 2023 (arXiv 2306.15595), positions divided by the
+// factor.
 at::Tensor frequencies(const RopeConfig& config) {
-  const auto dim = static_cast<double>(config.head_dim);
-  const at::Tensor plain = at::pow(config.theta, -at::arange(0, config.head_dim, 2, kFp64) / dim);
+  const at::Tensor plain = at::pow(config.theta, -at::arange(0, config.head_dim, 2, kFp64) /
+                                                     static_cast<double>(config.head_dim));
   if (!config.stretched()) return plain;
-  const double low = std::max(std::floor(pair_of_rotations(config, config.beta_fast)), 0.0);
-  const double bound = std::min(std::ceil(pair_of_rotations(config, config.beta_slow)), dim - 1.0);
-  const double high = bound == low ? low + 0.001 : bound;  // a step, not a division by zero
-  const at::Tensor ramp =
-      ((at::arange(config.head_dim / 2, kFp64) - low) / (high - low)).clamp(0.0, 1.0);
-  return plain / config.factor * ramp + plain * (1.0 - ramp);
+  if (config.type == RopeType::kLinear) return plain / config.factor;
+  const at::Tensor share =
+      config.type == RopeType::kYarn ? yarn_share(config) : llama3_share(config, plain);
+  return plain / config.factor * share + plain * (1.0 - share);
 }
 
 }  // namespace
 
-double yarn_attention_factor(const RopeConfig& config, double mscale) {
-  if (!config.stretched()) return 1.0;
+double yarn_scale_factor(const RopeConfig& config, double mscale) {
+  if (!config.stretched() || config.type != RopeType::kYarn) return 1.0;
   const double factor = 0.1 * mscale * std::log(config.factor) + 1.0;
   return factor * factor;
 }
@@ -141,7 +161,9 @@ RopeTable make_rope_table(const RopeConfig& config, int64_t num_positions, at::D
   AMOEBA_CHECK(config.head_dim > 0 && config.head_dim % 2 == 0, "rope: head_dim is ",
                config.head_dim, ", want it even and > 0");
   const at::Tensor angles = at::outer(at::arange(num_positions, kFp64), frequencies(config));
-  return {angles.cos().to(at::kFloat).to(device), angles.sin().to(at::kFloat).to(device)};
+  const double factor = config.stretched() ? config.attention_factor : 1.0;
+  return {(angles.cos() * factor).to(at::kFloat).to(device),
+          (angles.sin() * factor).to(at::kFloat).to(device)};
 }
 
 at::Tensor rope(const at::Tensor& x, const RopeTable& table, const at::Tensor& positions) {

@@ -143,6 +143,53 @@ void cross_entropy(StableIValue* stack, uint64_t, uint64_t) {
   write_results(stack, losses);
 }
 
+void adamw(StableIValue* stack, uint64_t, uint64_t) {
+  constexpr const char* kName = "adamw";
+  StackReader reader(stack);
+  const auto master = reader.read<Tensor>(), grad = reader.read<Tensor>(),
+             exp_avg = reader.read<Tensor>(), exp_avg_sq = reader.read<Tensor>();
+  const auto shadow = reader.read<std::optional<Tensor>>();
+  const auto lr = reader.read<Tensor>(), num_steps = reader.read<Tensor>();
+  const auto grad_scale = reader.read<std::optional<Tensor>>();
+  const auto found_inf = reader.read<Tensor>();
+  cuda::AdamW arguments;
+  for (double* number :
+       {&arguments.beta1, &arguments.beta2, &arguments.weight_decay, &arguments.eps}) {
+    *number = reader.read<double>();
+  }
+  check(kName, "master", master, {{DType::kF32}, {kAny}}, master);
+  const Want like_master = {{DType::kF32}, shape_of(master)}, scalar = {{DType::kF32}, {}};
+  check(kName, "grad", grad, like_master, master);
+  check(kName, "exp_avg", exp_avg, like_master, master);
+  check(kName, "exp_avg_sq", exp_avg_sq, like_master, master);
+  if (shadow) check(kName, "shadow", *shadow, {kTypes, shape_of(master)}, master);
+  check(kName, "lr", lr, {{DType::kF64}, {}}, master);
+  check(kName, "num_steps", num_steps, scalar, master);
+  if (grad_scale) check(kName, "grad_scale", *grad_scale, scalar, master);
+  check(kName, "found_inf", found_inf, scalar, master);
+  arguments.size = master.size(0);
+  arguments.master = data<float>(master);
+  arguments.grad = data<const float>(grad);
+  arguments.exp_avg = data<float>(exp_avg);
+  arguments.exp_avg_sq = data<float>(exp_avg_sq);
+  if (shadow) {
+    arguments.shadow = data(*shadow);
+    arguments.dtype = dtype_of(kName, "shadow", *shadow);
+  }
+  arguments.lr = data<const double>(lr);
+  arguments.num_steps = data<const float>(num_steps);
+  if (grad_scale) arguments.grad_scale = data<const float>(*grad_scale);
+  arguments.found_inf = data<const float>(found_inf);
+  for (const void* array :
+       {data<const void>(master), data<const void>(grad), data<const void>(exp_avg),
+        data<const void>(exp_avg_sq), static_cast<const void*>(arguments.shadow)}) {
+    AMOEBA_CHECK(reinterpret_cast<uintptr_t>(array) % 16 == 0,
+                 "adamw: an array is not aligned, want 16 bytes");
+  }
+  const Guard guard(master.get_device_index());
+  cuda::adamw(arguments, current_stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(amoeba, CUDA, library) {
@@ -152,6 +199,7 @@ STABLE_TORCH_LIBRARY_IMPL(amoeba, CUDA, library) {
   library.impl("swiglu_forward", swiglu_forward);
   library.impl("swiglu_backward", swiglu_backward);
   library.impl("cross_entropy", cross_entropy);
+  library.impl("adamw", adamw);
 }
 
 }  // namespace amoeba::ops

@@ -15,4 +15,5 @@ STABLE_TORCH_LIBRARY(amoeba, library) {
   library.def(amoeba::ops::kSwiGluForward);
   library.def(amoeba::ops::kSwiGluBackward);
   library.def(amoeba::ops::kCrossEntropy);
+  library.def(amoeba::ops::kAdamW);
 }

@@ -53,5 +53,9 @@ inline constexpr const char* kSwiGluBackward =
     "swiglu_backward(Tensor dy, Tensor gate_up) -> Tensor dgate_up";
 inline constexpr const char* kCrossEntropy =
     "cross_entropy(Tensor logits, Tensor targets, Tensor(a!)? dlogits) -> Tensor losses";
+inline constexpr const char* kAdamW =
+    "adamw(Tensor(a!) master, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+    "Tensor(d!)? shadow, Tensor lr, Tensor num_steps, Tensor? grad_scale, Tensor found_inf, *, "
+    "float beta1, float beta2, float weight_decay, float eps) -> ()";
 
 }  // namespace amoeba::ops

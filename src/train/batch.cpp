@@ -11,19 +11,23 @@ namespace {
 
 static_assert(kIgnoredTarget == nn::kIgnoreIndex, "the loader and the loss agree on it");
 
-// Always a copy: the types differ. To a card by way of pinned memory, which is copied while the
-// host goes on; LibTorch keeps it until then.
+// To a card by way of pinned memory, which is copied while the host goes on; LibTorch keeps it
+// until then.
 template <typename T>
 at::Tensor to_tensor(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
   const at::Tensor view =
       at::from_blob(const_cast<T*>(values.data()), {static_cast<int64_t>(values.size())},
                     at::TensorOptions(c10::CppTypeToScalarType<T>::value));
-  if (device.is_cpu()) return view.to(dtype);
+  if (device.is_cpu()) return view.to(dtype, /*non_blocking=*/false, /*copy=*/true);
   const auto pinned = at::TensorOptions(dtype).pinned_memory(true);
   return at::empty(view.sizes(), pinned).copy_(view).to(device, /*non_blocking=*/true);
 }
 
 }  // namespace
+
+at::Tensor to_device(const std::vector<double>& numbers, at::Device device) {
+  return to_tensor(numbers, at::kDouble, device);
+}
 
 DeviceBatch to_device(const MicroBatch& batch, at::Device device) {
   DeviceBatch out;

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "amoeba/model.h"
 #include "train/plain/data_loader.h"
 
@@ -14,5 +16,8 @@ struct DeviceBatch {
 };
 
 DeviceBatch to_device(const MicroBatch& batch, at::Device device);
+
+// [n] fp64
+at::Tensor to_device(const std::vector<double>& numbers, at::Device device);
 
 }  // namespace amoeba::train

@@ -8,6 +8,12 @@ namespace {
 
 constexpr int64_t kVocabMultiple = 8;  // keeps rows of the logits aligned
 
+nn::RopeType rope_type(const std::string& name) {
+  if (name == "linear") return nn::RopeType::kLinear;
+  if (name == "llama3") return nn::RopeType::kLlama3;
+  return nn::RopeType::kYarn;
+}
+
 nn::AttentionConfig make_attention_config(const ModelSection& model, int64_t seq_len) {
   nn::AttentionConfig out;
   out.dim = model.dim;
@@ -27,11 +33,14 @@ nn::AttentionConfig make_attention_config(const ModelSection& model, int64_t seq
     out.rope.head_dim = out.head_dim;
   }
   out.rope.theta = model.rope_theta;
+  out.rope.type = rope_type(model.rope_type);
   out.rope.factor = model.rope_factor;
   out.rope.beta_fast = model.rope_beta_fast;
   out.rope.beta_slow = model.rope_beta_slow;
   out.rope.original_seq_len = model.rope_original_seq_len;
   out.rope.max_seq_len = model.rope_max_seq_len != 0 ? model.rope_max_seq_len : seq_len;
+  out.rope.attention_factor = model.rope_attention_factor;
+  out.rope.truncate = model.rope_truncate;
   out.yarn_mscale = model.rope_mscale;
   return out;
 }

@@ -46,6 +46,7 @@ class Run {
   template <typename Record>
   void write(const Record& record);
   StepBatch next_batch();
+  StepGraph* graph_of(bool is_traced);
   StepResult step(double lr, const StepLimits& limits);
   void finish_trace(StepTrace& trace);
   void log_step(const StepResult& result, double lr);
@@ -71,6 +72,7 @@ class Run {
   Guard guard_;
   CheckpointSaver saver_;
   WallTime wall_time_;
+  StepGraph graph_;
 
   int64_t step_ = 0;  // optimizer steps done, rejected ones included
   int64_t tokens_seen_ = 0;
@@ -93,7 +95,8 @@ Run::Run(const RunConfig& config, const formats::Schema& schema, RunContext& con
       size_(setup_.model.size(config.training.seq_len)),
       guard_(config.guard, config.training.max_rejected_steps),
       saver_(context.files, setup_, guard_, schema),
-      wall_time_(config.run) {}
+      wall_time_(config.run),
+      graph_(context.log) {}
 
 std::string backend_reason(const nn::ExpertChoice& choice, const std::string& asked) {
   if (choice.backend == nullptr) return "every layer is dense";
@@ -226,6 +229,12 @@ StepBatch Run::next_batch() {
   return setup_.loader.next_step();
 }
 
+// nullptr: the next step is queued operation by operation, as a trace wants to see it.
+StepGraph* Run::graph_of(bool is_traced) {
+  if (is_traced) graph_.release();
+  return is_traced || !config_.training.cuda_graph ? nullptr : &graph_;
+}
+
 // Loads, computes and counts the next step.
 StepResult Run::step(double lr, const StepLimits& limits) {
   std::optional<StepTrace> trace;
@@ -236,7 +245,8 @@ StepResult Run::step(double lr, const StepLimits& limits) {
     const double began = clock_.seconds();
     const StepBatch batch = next_batch();
     const double loaded = clock_.seconds();
-    result = train_step(setup_.model, setup_.optimizer, batch, config_, lr, limits);
+    result = train_step(setup_.model, setup_.optimizer, batch, config_, lr, limits,
+                        graph_of(trace.has_value()));
     const double seconds = clock_.seconds() - began;
     ++step_;
     tokens_seen_ += batch.num_tokens;
@@ -316,6 +326,7 @@ void Run::guard_step(const StepResult& result, const StepLimits& limits) {
 // it are not seen again. Replaces that checkpoint, so that a run that is resumed does the same.
 void Run::roll_back(const std::string& reason) {
   finish_save();
+  graph_.release();
   const auto checkpoint =
       find_rollback_point(context_.files, config_, guard_.first_skip(), context_.log);
   if (!checkpoint) give_up(reason + ", with no checkpoint of checkpoint.interval to go back to");
@@ -351,6 +362,7 @@ void Run::roll_back(const std::string& reason) {
 
 void Run::validate() {
   if (validated_step_ == step_ || setup_.data.validation.num_windows() == 0) return;
+  graph_.release();  // its memory is wanted
   EvaluateOptions options;
   options.max_windows = config_.validation.max_windows;
   options.batch_size = config_.training.local_batch_size;
@@ -374,6 +386,7 @@ void Run::validate() {
 
 std::string Run::sample() {
   if (config_.sample.prompt.empty()) return "";
+  graph_.release();
   GenerateOptions options;
   options.num_tokens = config_.sample.num_tokens;
   options.sampling.temperature = config_.sample.temperature;

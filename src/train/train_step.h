@@ -11,6 +11,7 @@
 #include "train/plain/data_loader.h"
 #include "train/plain/guard.h"
 #include "train/plain/run_config.h"
+#include "train/step_graph.h"
 
 namespace amoeba::train {
 
@@ -26,8 +27,11 @@ struct StepResult {
 };
 
 // Leaves weights, moments and bias as they are when the loss or the gradient norm is not finite or
-// above its limit, or the error word is set: `rejected`. One host read.
+// above its limit, or the error word is set: `rejected`. One host read. With `graph` the step may
+// be replayed; the caller releases it before it changes anything but the batch, the rate and the
+// limits.
 StepResult train_step(nn::Model& model, AdamW& optimizer, const StepBatch& batch,
-                      const RunConfig& config, double lr, const StepLimits& limits = {});
+                      const RunConfig& config, double lr, const StepLimits& limits = {},
+                      StepGraph* graph = nullptr);
 
 }  // namespace amoeba::train

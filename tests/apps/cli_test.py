@@ -318,6 +318,7 @@ class Config(CliTest):
         out = self.succeed("doctor").out.decode()
         for backend in BACKENDS:
             self.assertRegex(out, rf"(?m)^ +{backend} +\w")
+        self.assertRegex(out, r"(?m)^  reference    \w")  # a kernel of fused and what it is
 
 
 class Memory(CliTest):

@@ -41,7 +41,7 @@ def platform(binary, compiler):
     cpu = pathlib.Path("/proc/cpuinfo").read_text()
     field = lambda name: (re.search(rf"^{name}\s*:\s*(.*)$", cpu, re.M) or [None, "?"])[1]
     flags = set(field("flags").split())
-    best = next((name for name in ("avx512_bf16", "avx512f", "avx2") if name in flags), "none")
+    best = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), "none")
     return f"{field('vendor_id')} {field('cpu family')}/{field('model')}, cache {field('cache size')}, {best}, torch {torch_version(binary)}, {compiler}"
 
 

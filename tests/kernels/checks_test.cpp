@@ -179,9 +179,37 @@ TEST(CpuVariants, RefuseWithAReasonWhatOnlyTheReferenceTakes) {
   }
 }
 
-// Every variant: routing that contradicts itself sets the bit, gives zeros and breaks no guard.
-TEST(CpuVariants, ComputeNothingFromContradictoryRouting) {
+// `target` (a variant or an implementation) gives zeros and breaks no guard.
+template <typename Target>
+void expect_nothing_computed(const Target& target, const Variant& variant, DType dtype,
+                             const std::function<void(Routing&)>& damage) {
   const KernelCase c = small_case();
+  const KernelValues values = make_values(c, dtype);
+  StoredExperts stored(c, dtype, values, make_previous(c, dtype));
+  Routing routing = naive_routing(c, values);
+  damage(routing);
+  ExpertsArguments arguments = stored.arguments();
+  arguments.offsets = routing.offsets.data();
+  arguments.row_slot = routing.row_slot.data();
+  arguments.slot_row = routing.slot_row.data();
+  if (!variant.supports(arguments, c.options).empty()) return;
+  const auto sizes = kernels::cpu::workspace(target, arguments, c.options);
+  GuardedMemory saved(sizes.saved_bytes), forward(sizes.forward_scratch_bytes),
+      backward(sizes.backward_scratch_bytes);
+  kernels::cpu::experts_forward(target, arguments, c.options, stored.y(), saved.data(),
+                                forward.data(), serial_executor());
+  EXPECT_EQ(stored.error(), kErrorCounts);
+  kernels::cpu::experts_backward(target, arguments, c.options, stored.dy(), saved.data(),
+                                 stored.gradients(), backward.data(), serial_executor());
+  EXPECT_EQ(stored.damage(), "");
+  const KernelResults results = stored.results();
+  for (const auto* tensor : results.list()) {
+    for (const double value : *tensor) EXPECT_EQ(value, 0) << variant.name;
+  }
+}
+
+// Every variant: routing that contradicts itself sets the bit.
+TEST(CpuVariants, ComputeNothingFromContradictoryRouting) {
   struct Damage {
     const char* name;
     std::function<void(Routing&)> make;
@@ -194,30 +222,14 @@ TEST(CpuVariants, ComputeNothingFromContradictoryRouting) {
       {"a slot twice", [](Routing& r) { r.row_slot[2] = r.row_slot[3]; }},
       {"a row past R", [](Routing& r) { r.slot_row[1] = 1000; }},
   };
-  for (const Variant& variant : kernels::cpu::variants()) {
-    for (const Damage& damage : damages) {
-      SCOPED_TRACE(damage.name);
-      const KernelValues values = make_values(c, DType::kF32);
-      StoredExperts stored(c, DType::kF32, values, make_previous(c, DType::kF32));
-      Routing routing = naive_routing(c, values);
-      damage.make(routing);
-      ExpertsArguments arguments = stored.arguments();
-      arguments.offsets = routing.offsets.data();
-      arguments.row_slot = routing.row_slot.data();
-      arguments.slot_row = routing.slot_row.data();
-      if (!variant.supports(arguments, c.options).empty()) continue;
-      const auto sizes = kernels::cpu::workspace(variant, arguments, c.options);
-      GuardedMemory saved(sizes.saved_bytes), forward(sizes.forward_scratch_bytes),
-          backward(sizes.backward_scratch_bytes);
-      kernels::cpu::experts_forward(variant, arguments, c.options, stored.y(), saved.data(),
-                                    forward.data(), serial_executor());
-      EXPECT_EQ(stored.error(), kErrorCounts);
-      kernels::cpu::experts_backward(variant, arguments, c.options, stored.dy(), saved.data(),
-                                     stored.gradients(), backward.data(), serial_executor());
-      EXPECT_EQ(stored.damage(), "");
-      const KernelResults results = stored.results();
-      for (const auto* tensor : results.list()) {
-        for (const double value : *tensor) EXPECT_EQ(value, 0);
+  for (const Damage& damage : damages) {
+    SCOPED_TRACE(damage.name);
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      for (const Variant& variant : kernels::cpu::variants()) {
+        expect_nothing_computed(variant, variant, dtype, damage.make);
+      }
+      for (const auto* implementation : unlisted_implementations()) {
+        expect_nothing_computed(*implementation, implementation->variant, dtype, damage.make);
       }
     }
   }

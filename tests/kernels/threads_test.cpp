@@ -26,7 +26,7 @@ TEST(CpuVariants, GiveEqualBitsForAnyNumberOfThreads) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       const KernelValues values = make_values(c, dtype);
       const KernelValues previous = make_previous(c, c.gradient_dtype(dtype));
-      for (const Variant& variant : kernels::cpu::variants()) {
+      for (const Variant& variant : tested_variants()) {
         StoredExperts stored(c, dtype, values, previous);
         if (!variant.supports(stored.arguments(), c.options).empty()) continue;
         const KernelResults alone = run_cpu(variant.name, c, dtype, values, previous);

@@ -13,6 +13,7 @@
 #include "kernels_cuda/device.h"
 #include "support/errors.h"
 #include "support/kernels/cases.h"
+#include "support/kernels/host_tensor.h"
 #include "support/kernels/oracle.h"
 #include "support/kernels/stored.h"
 
@@ -55,6 +56,19 @@ std::vector<KernelCase> make_cuda_cases() {
     c.model_dim = shape.model_dim;
     c.hidden_dim = shape.hidden_dim;
     c.counts = shape.counts;
+    cases.push_back(c);
+  }
+  // Every stored layout with gradients in fp32, the other options cycling.
+  for (size_t i = 0; i < 48; ++i) {
+    KernelCase c = cases[num_shared + i * 5 % 96];
+    const Shape& shape = shapes[i % 4];
+    c.name = std::string(shape.name) + "_fp32_" + std::to_string(i);
+    c.model_dim = shape.model_dim;
+    c.hidden_dim = shape.hidden_dim;
+    c.counts = shape.counts;
+    c.options.layout = static_cast<kernels::GateUpLayout>(i / 4 % 3);
+    c.options.transposed = i / 12 % 2 == 1;
+    c.gradients = i / 24 == 0 ? Gradients::kOverwriteFp32 : Gradients::kAccumulateFp32;
     cases.push_back(c);
   }
   return cases;
@@ -320,6 +334,33 @@ TEST(CudaVariants, ComputeOnlyWantedGradients) {
   }
 }
 
+// Adding nothing to a number below the smallest normal one leaves it.
+TEST(CudaVariants, AddToSubnormals) {
+  SKIP_WITHOUT_GPU();
+  const DType dtype = DType::kBF16;
+  for (size_t i = 0; i < cuda_cases().size(); i += 10) {
+    KernelCase c = cuda_cases()[i];
+    c.gradients = Gradients::kAccumulateFp32;
+    KernelValues values = make_values(c, dtype);
+    std::fill(values.dy.begin(), values.dy.end(), 0.0);
+    KernelValues previous = make_previous(c, DType::kF32);
+    for (std::vector<double>* field :
+         {&previous.gate, &previous.up, &previous.down, &previous.gate_bias, &previous.up_bias,
+          &previous.down_bias}) {
+      for (double& value : *field) value = round_to(DType::kF32, value * 1e-40);
+    }
+    for (const Variant& variant : cuda::variants()) {
+      if (!refusal(variant, c, dtype).empty()) continue;
+      const KernelResults results = run_cuda(variant.name, c, dtype, values, previous);
+      const KernelResults exact = oracle_experts(c, values, previous).results;
+      for (size_t at = 3; at < KernelResults::kCount; ++at) {
+        EXPECT_EQ(*results.list()[at], *exact.list()[at])
+            << KernelResults::kNames[at] << " " << variant.name << " " << c;
+      }
+    }
+  }
+}
+
 // Pre-activations kept in fp8 leave y as it is and move gradients by fp8's rounding only: a
 // relative error of 1/16 for each factor. A clamp decides anew near its limit, so it is left out,
 // and sums of few terms may cancel.
@@ -355,6 +396,65 @@ TEST(CudaVariants, KeepPreActivationsInFp8) {
   }
 }
 
+// Gradients whose rows lie where the weights have columns.
+TEST(CudaVariants, WriteGradientsStoredOtherwiseThanWeights) {
+  SKIP_WITHOUT_GPU();
+  using kernels::GateUpLayout;
+  const DType dtype = DType::kBF16;
+  for (int i = 0; i < 8; ++i) {
+    KernelCase c;
+    c.name = "otherwise";
+    c.num_choices = 2;
+    c.model_dim = 136;
+    c.hidden_dim = 72;
+    c.counts = {10, 200, 0, 90};
+    c.options.layout = i % 2 == 0 ? GateUpLayout::kSeparate : GateUpLayout::kConcatenated;
+    c.options.transposed = i / 2 % 2 == 1;
+    c.gradients = Gradients::kOverwriteFp32;
+    const int64_t num_experts = c.num_experts(), d = c.model_dim, h = c.hidden_dim;
+    const KernelValues values = make_values(c, dtype);
+    const KernelValues previous = make_previous(c, DType::kF32);
+    for (const Variant& variant : cuda::variants()) {
+      if (!refusal(variant, c, dtype).empty()) continue;
+      const KernelResults want = run_cuda(variant.name, c, dtype, values, previous);
+      DeviceExperts experts(c, dtype, values, previous, variant.name);
+      const bool accumulate = i / 4 == 1;
+      std::vector<float> actual(static_cast<size_t>(num_experts * 2 * h * d));
+      DeviceBuffer buffer(static_cast<int64_t>(actual.size()) * 4);
+      check(cudaMemset(buffer.data(), accumulate ? 0 : 0xff, actual.size() * 4));
+      experts.gradients().accumulate = accumulate;
+      const bool is_separate = c.options.layout == GateUpLayout::kSeparate;
+      kernels::View(&views)[2] = experts.gradients().dgate_up;
+      for (int part = 0; part < (is_separate ? 2 : 1); ++part) {
+        kernels::View& view = views[part];
+        view.data = buffer.data() + part * num_experts * h * d * 4;
+        view.stride[0] = view.size[1] * view.size[2];
+        view.stride[1] = 1;
+        view.stride[2] = view.size[1];
+      }
+      experts.forward(nullptr);
+      experts.backward(nullptr);
+      experts.results();
+      check(cudaMemcpy(actual.data(), buffer.data(), actual.size() * 4, cudaMemcpyDefault));
+      size_t num_wrong = 0;
+      for (int64_t at = 0; at < num_experts * 2 * h * d; ++at) {
+        const int64_t expert = at / (2 * h * d), row = at / d % (2 * h), column = at % d;
+        const bool is_up = row >= h;
+        const kernels::View& view = views[is_separate && is_up ? 1 : 0];
+        const int64_t stored_row = is_separate ? row % h : row;
+        const int64_t offset =
+            (view.data == views[0].data ? 0 : num_experts * h * d) + expert * view.stride[0] +
+            (c.options.transposed ? column * view.stride[1] + stored_row * view.stride[2]
+                                  : stored_row * view.stride[1] + column * view.stride[2]);
+        const auto& logical = is_up ? want.dup : want.dgate;
+        num_wrong += actual[static_cast<size_t>(offset)] !=
+                     logical[static_cast<size_t>((expert * h + row % h) * d + column)];
+      }
+      EXPECT_EQ(num_wrong, 0u) << variant.name << " " << c;
+    }
+  }
+}
+
 TEST(CudaVariants, RefuseContradictingOffsets) {
   SKIP_WITHOUT_GPU();
   KernelCase c;
@@ -378,6 +478,26 @@ TEST(CudaVariants, RefuseContradictingOffsets) {
       for (const std::vector<double>* values_of : results.list()) {
         EXPECT_EQ(*values_of, std::vector<double>(values_of->size(), 0.0));
       }
+    }
+  }
+}
+
+TEST(CudaVariants, TakeEveryStoredLayout) {
+  SKIP_WITHOUT_GPU();
+  for (int i = 0; i < 12; ++i) {
+    KernelCase c;
+    c.name = "layout";
+    c.num_choices = 2;
+    c.model_dim = 24;
+    c.hidden_dim = 16;
+    c.counts = {3, 5};
+    c.options.layout = static_cast<kernels::GateUpLayout>(i % 3);
+    c.options.transposed = i / 3 % 2 == 1;
+    c.is_padded = i / 6 == 1;
+    for (const Variant& variant : cuda::variants()) {
+      const std::string reason = refusal(variant, c, DType::kBF16);
+      if (reason.find("compute capability") != std::string::npos) continue;
+      EXPECT_EQ(reason, "") << variant.name << " " << c;
     }
   }
 }

@@ -20,15 +20,32 @@ struct Shape {
   std::vector<nn::Segment> segments;
   bool qk_norm_whole = false;
   int64_t sliding_window = 0;
+  nn::RopeConfig rope = {};
 };
 
 constexpr int64_t kDim = 24, kHeadDim = 8;
+
+// Stretched, so that each of the four pairs turns otherwise.
+constexpr nn::RopeConfig kYarn = {.theta = 20.0,
+                                  .factor = 4.0,
+                                  .beta_fast = 2.0,
+                                  .beta_slow = 0.5,
+                                  .original_seq_len = 6,
+                                  .max_seq_len = 24,
+                                  .attention_factor = 1.4};
+constexpr nn::RopeConfig kLlama3 = {.theta = 20.0,
+                                    .type = nn::RopeType::kLlama3,
+                                    .factor = 4.0,
+                                    .beta_fast = 2.0,
+                                    .beta_slow = 0.5,
+                                    .original_seq_len = 6};
 
 nn::AttentionConfig config_of(const Shape& shape) {
   nn::AttentionConfig config;
   config.dim = kDim;
   config.num_heads = shape.heads;
   config.num_kv_heads = shape.kv_heads;
+  config.rope = shape.rope;
   config.head_dim = config.rope.head_dim = kHeadDim;
   config.qk_norm = shape.qk_norm;
   config.qk_norm_whole = shape.qk_norm_whole;
@@ -92,7 +109,11 @@ INSTANTIATE_TEST_SUITE_P(
                                      Shape{"window_of_two", 3, 3, false, {}, false, 2},
                                      Shape{"window_not_reached", 4, 2, true, {}, false, 9},
                                      Shape{"window_documents", 4, 2, false, kDocuments, false, 2},
-                                     Shape{"one_token_documents", 3, 3, true, kShortDocuments}),
+                                     Shape{"one_token_documents", 3, 3, true, kShortDocuments},
+                                     Shape{"yarn", 4, 2, false, {}, false, 0, kYarn},
+                                     Shape{"yarn_qk_norm", 4, 2, true, kDocuments, false, 0, kYarn},
+                                     Shape{"yarn_window", 4, 1, false, {}, false, 4, kYarn},
+                                     Shape{"llama3", 4, 2, true, {}, false, 0, kLlama3}),
                      testing::Values(at::kFloat, at::kBFloat16)),
     [](const auto& row) {
       return std::string(std::get<0>(row.param).name) + "_" + c10::toString(std::get<1>(row.param));

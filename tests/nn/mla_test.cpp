@@ -22,6 +22,7 @@ struct Shape {
   int64_t heads, q_lora;
   std::vector<nn::Segment> segments;
   double factor = 1.0;
+  double attention_factor = 1.0;
 };
 
 nn::AttentionConfig config_of(const Shape& shape) {
@@ -34,7 +35,8 @@ nn::AttentionConfig config_of(const Shape& shape) {
                  .factor = shape.factor,
                  .beta_fast = 2.0,
                  .original_seq_len = 6,
-                 .max_seq_len = 24};
+                 .max_seq_len = 24,
+                 .attention_factor = shape.attention_factor};
   config.yarn_mscale = 0.7;
   return config;
 }
@@ -58,11 +60,10 @@ struct Fixture {
   nn::RopeTable table;
 };
 
-const Shape kShapes[] = {{"full_query", 3, 0, {}},
-                         {"low_rank_query", 3, 11, {}},
-                         {"stretched", 5, 11, {}, 4.0},
-                         {"documents", 3, 0, kDocuments},
-                         {"short_documents", 3, 11, kShortDocuments, 4.0}};
+const Shape kShapes[] = {
+    {"full_query", 3, 0, {}},        {"low_rank_query", 3, 11, {}},
+    {"stretched", 5, 11, {}, 4.0},   {"attention_factor", 3, 0, {}, 4.0, 1.4},
+    {"documents", 3, 0, kDocuments}, {"short_documents", 3, 11, kShortDocuments, 4.0}};
 
 class MlaShapes : public testing::TestWithParam<std::tuple<Shape, at::ScalarType>> {};
 

@@ -61,26 +61,55 @@ inline at::Tensor invisible(const nn::SequenceLayout& layout, int64_t window) {
   return mask;
 }
 
-// Radians a position of each pair, by the scalar formulas of DeepSeek-V2's inference code.
+inline bool plain_is_yarn(const nn::RopeConfig& config) {
+  return config.type == nn::RopeType::kYarn && config.factor > 1 &&
+         config.max_seq_len > config.original_seq_len;
+}
+
+// One frequency by the branches of Llama 3.1's apply_scaling, over wave lengths.
+inline double plain_llama3(const nn::RopeConfig& config, double frequency) {
+  const double length = static_cast<double>(config.original_seq_len);
+  const double wave = 2 * M_PI / frequency;
+  if (wave < length / config.beta_fast) return frequency;
+  if (wave > length / config.beta_slow) return frequency / config.factor;
+  const double smooth = (length / wave - config.beta_slow) / (config.beta_fast - config.beta_slow);
+  return (1 - smooth) * frequency / config.factor + smooth * frequency;
+}
+
+// Radians a position of each pair, of YaRN by the scalar formulas of DeepSeek-V2's inference code.
 inline std::vector<double> plain_frequencies(const nn::RopeConfig& config) {
   const auto dim = static_cast<double>(config.head_dim);
   const auto pair_at = [&](double rotations) {
     const double length = static_cast<double>(config.original_seq_len);
     return dim * std::log(length / (rotations * 2 * M_PI)) / (2 * std::log(config.theta));
   };
-  const double low = std::max(0.0, std::floor(pair_at(config.beta_fast)));
-  double high = std::min(dim - 1, std::ceil(pair_at(config.beta_slow)));
+  const auto whole = [&](double pair, double (*rounded)(double)) {
+    return config.truncate ? rounded(pair) : pair;
+  };
+  const double low = std::max(0.0, whole(pair_at(config.beta_fast), std::floor));
+  double high = std::min(dim - 1, whole(pair_at(config.beta_slow), std::ceil));
   if (low == high) high += 0.001;
   std::vector<double> out;
   for (int64_t pair = 0; pair < config.head_dim / 2; ++pair) {
     const double index = static_cast<double>(pair);
     const double frequency = 1.0 / std::pow(config.theta, 2 * index / dim);
     const double smooth = 1.0 - std::clamp((index - low) / (high - low), 0.0, 1.0);
-    const bool stretched = config.factor > 1 && config.max_seq_len > config.original_seq_len;
-    out.push_back(stretched ? frequency / config.factor * (1 - smooth) + frequency * smooth
-                            : frequency);
+    if (config.type == nn::RopeType::kLinear) {
+      out.push_back(frequency / config.factor);
+    } else if (config.type == nn::RopeType::kLlama3) {
+      out.push_back(plain_llama3(config, frequency));
+    } else {
+      out.push_back(plain_is_yarn(config)
+                        ? frequency / config.factor * (1 - smooth) + frequency * smooth
+                        : frequency);
+    }
   }
   return out;
+}
+
+// What every cosine and sine is multiplied by.
+inline double plain_attention_factor(const nn::RopeConfig& config) {
+  return plain_is_yarn(config) ? config.attention_factor : 1.0;
 }
 
 // y [T, heads, width]: interleaved pairs of the last columns turn, those before stay.
@@ -91,10 +120,11 @@ inline at::Tensor plain_rotate(const at::Tensor& y, const nn::RopeConfig& config
   std::vector<at::Tensor> columns;
   for (int64_t i = 0; i < fixed; ++i) columns.push_back(y.select(2, i));
   const std::vector<double> frequencies = plain_frequencies(config);
+  const double factor = plain_attention_factor(config);
   for (size_t pair = 0; pair < frequencies.size(); ++pair) {
     const at::Tensor angle = positions.to(at::kDouble) * frequencies[pair];
-    const at::Tensor cos = angle.cos().to(dtype).unsqueeze(1);
-    const at::Tensor sin = angle.sin().to(dtype).unsqueeze(1);
+    const at::Tensor cos = (factor * angle.cos()).to(dtype).unsqueeze(1);
+    const at::Tensor sin = (factor * angle.sin()).to(dtype).unsqueeze(1);
     const at::Tensor a = y.select(2, fixed + 2 * static_cast<int64_t>(pair));
     const at::Tensor b = y.select(2, fixed + 2 * static_cast<int64_t>(pair) + 1);
     columns.push_back(a * cos - b * sin);
@@ -187,10 +217,9 @@ inline at::Tensor plain_latent(const at::Tensor& x, const std::vector<at::Tensor
   const at::Tensor shared = plain_rotate(down.narrow(1, mla.kv_lora_rank, rope).unsqueeze(1),
                                          config.rope, layout.positions);
   const at::Tensor k = at::cat({up.narrow(2, 0, nope), shared.expand({-1, heads, rope})}, 2);
-  const bool stretched =
-      config.rope.factor > 1 && config.rope.max_seq_len > config.rope.original_seq_len;
-  const double stretch =
-      stretched ? 0.1 * config.yarn_mscale * std::log(config.rope.factor) + 1 : 1.0;
+  const double stretch = plain_is_yarn(config.rope)
+                             ? 0.1 * config.yarn_mscale * std::log(config.rope.factor) + 1
+                             : 1.0;
   const at::Tensor y = plain_product(
       plain_rotate(q, config.rope, layout.positions), k, up.narrow(2, nope, mla.v_head_dim),
       stretch * stretch / std::sqrt(static_cast<double>(nope + rope)), layout);

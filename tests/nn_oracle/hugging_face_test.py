@@ -7,6 +7,7 @@ transformers is not installed.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -32,6 +33,13 @@ YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 2.
 DEEPSEEK_YARN = YARN | {"rope_theta": 10000.0, "factor": 40.0, "beta_fast": 32.0, "beta_slow": 1.0,
                         "original_max_position_embeddings": 4096, "mscale": 0.707, "mscale_all_dim": 0.707}
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
+# Without an attention_factor or an mscale: sines and cosines times 0.1 ln(factor) + 1.
+GROUPED_YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 2.0,
+                "beta_slow": 0.5, "original_max_position_embeddings": 16}
+TWO_MSCALES = YARN | {"mscale": 1.5}
+LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 0.5,
+          "high_freq_factor": 2.0, "original_max_position_embeddings": 16}
 
 COMMON = {"vocab_size": VOCAB, "hidden_size": DIM, "num_hidden_layers": 3, "num_attention_heads": HEADS,
           "max_position_embeddings": 64, "tie_word_embeddings": False}
@@ -55,12 +63,26 @@ CASES = [
            "rope_parameters": DEEPSEEK_YARN}),
     ("DeepseekV3, low-rank query, YaRN", "DeepseekV3", V3 | {"q_lora_rank": 16, "rope_parameters": YARN}),
     ("DeepseekV3, full query, YaRN", "DeepseekV3", V3 | {"q_lora_rank": None, "rope_parameters": YARN}),
+    ("DeepseekV3, YaRN with two mscales", "DeepseekV3",
+     V3 | {"q_lora_rank": None, "rope_parameters": TWO_MSCALES}),
+    ("DeepseekV2, linear", "DeepseekV2", V2 | {"q_lora_rank": None, "rope_parameters": LINEAR}),
     ("Llama, dense", "Llama", GROUPED | {"intermediate_size": 52}),
+    ("Llama, llama3", "Llama", GROUPED | {"intermediate_size": 52, "rope_parameters": LLAMA3}),
+    ("Llama, YaRN with its own factor and fractional bounds", "Llama",
+     GROUPED | {"intermediate_size": 52,
+                "rope_parameters": GROUPED_YARN | {"attention_factor": 1.3, "truncate": False}}),
     ("Mixtral", "Mixtral", GROUPED | {"intermediate_size": 18, "num_local_experts": 5,
                                       "num_experts_per_tok": 2}),
     ("Qwen3Moe, q and k norms", "Qwen3Moe",
      GROUPED | {"moe_intermediate_size": 18, "num_experts": 5, "num_experts_per_tok": 2,
                 "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}),
+    ("Qwen3Moe, YaRN", "Qwen3Moe",
+     GROUPED | {"moe_intermediate_size": 18, "num_experts": 5, "num_experts_per_tok": 2,
+                "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                "rope_parameters": GROUPED_YARN}),
+    ("Mixtral, linear", "Mixtral",
+     GROUPED | {"intermediate_size": 18, "num_local_experts": 5, "num_experts_per_tok": 2,
+                "rope_parameters": LINEAR}),
 ]
 
 
@@ -87,13 +109,25 @@ def build(kind, options):
     return model.eval()
 
 
+def attention_factor(rope):
+    """Of every sine and cosine, from the configuration."""
+    if rope["rope_type"] != "yarn":
+        return 1.0
+    of = lambda mscale: 0.1 * mscale * math.log(rope["factor"]) + 1
+    ratio = of(rope["mscale"]) / of(rope["mscale_all_dim"]) if "mscale" in rope else of(1)
+    return rope.get("attention_factor", ratio)
+
+
 def our_config(kind, options):
     rope = options["rope_parameters"]
     ours = {"vocab_size": VOCAB, "num_layers": options["num_hidden_layers"], "num_dense_layers": 0,
             "dense_hidden_dim": 0, "max_seq_len": options["max_position_embeddings"],
             "tie_embeddings": False, "dim": DIM, "num_heads": HEADS, "norm_eps": options["rms_norm_eps"],
             "rope_theta": rope["rope_theta"], "rope_factor": rope.get("factor", 1.0),
-            "rope_beta_fast": rope.get("beta_fast", 32.0), "rope_beta_slow": rope.get("beta_slow", 1.0),
+            "rope_type": "yarn" if rope["rope_type"] == "default" else rope["rope_type"],
+            "rope_attention_factor": attention_factor(rope), "rope_truncate": rope.get("truncate", True),
+            "rope_beta_fast": rope.get("beta_fast", rope.get("high_freq_factor", 32.0)),
+            "rope_beta_slow": rope.get("beta_slow", rope.get("low_freq_factor", 1.0)),
             "rope_original_seq_len": rope.get("original_max_position_embeddings", 4096),
             "rope_max_seq_len": options["max_position_embeddings"],
             "rope_mscale": rope.get("mscale_all_dim", 1.0),
@@ -183,9 +217,9 @@ def run_theirs(model, tokens, targets, head_dim):
     gradients = mapped({name: values.grad for name, values in model.named_parameters()}, head_dim)
     out = {"logits": logits.detach(), "loss": loss.detach()}
     rotary = model.model.rotary_emb
-    assert rotary.attention_scaling == 1.0  # else part of their table; ours is in the scale
     angles = torch.arange(NUM_ANGLES, dtype=torch.float64)[:, None] * rotary.inv_freq.double()
-    out |= {"rope.cos": angles.cos().float(), "rope.sin": angles.sin().float()}
+    factor = rotary.attention_scaling
+    out |= {"rope.cos": (factor * angles.cos()).float(), "rope.sin": (factor * angles.sin()).float()}
     return out | {f"gradient.{name}": values for name, values in gradients.items()}
 
 
@@ -224,8 +258,13 @@ def planted_faults(kind, config, tensors):
     """(what, config, tensors) that must not agree: a comparison that passes them proves nothing."""
     yield "theta", config | {"rope_theta": 120.0}, tensors
     if config["rope_factor"] > 1:
+        yield "not stretched", config | {"rope_factor": 1.0}, tensors
+        other = "llama3" if config["rope_type"] == "linear" else "linear"
+        yield "stretched otherwise", config | {"rope_type": other}, tensors
+    if config["rope_factor"] > 1 and config["rope_type"] == "yarn" and "kv_lora_rank" in config:
         yield "mscale", config | {"rope_mscale": 1.0}, tensors
-        yield "no YaRN", config | {"rope_factor": 1.0}, tensors
+    if config["rope_attention_factor"] != 1:
+        yield "attention factor", config | {"rope_attention_factor": 1.0}, tensors
     if kind == "DeepseekV3":
         yield "no bias", config, tensors | {"expert_bias": torch.zeros_like(tensors["expert_bias"])}
         yield "no groups", config | {"num_groups": 0, "num_limited_groups": 0}, tensors

@@ -24,6 +24,11 @@ namespace {
 
 constexpr const char* kWhat = "nn_oracle";
 
+nn::RopeType rope_type(const std::string& name) {
+  if (name == "linear") return nn::RopeType::kLinear;
+  return name == "llama3" ? nn::RopeType::kLlama3 : nn::RopeType::kYarn;
+}
+
 nn::ModelConfig read_config(const std::string& path) {
   std::ifstream file(path);
   std::stringstream text;
@@ -53,11 +58,14 @@ nn::ModelConfig read_config(const std::string& path) {
     attention.qk_norm = json.bool_at("qk_norm", kWhat);
   }
   attention.rope.theta = number("rope_theta");
+  attention.rope.type = rope_type(json.string_at("rope_type", kWhat));
   attention.rope.factor = number("rope_factor");
   attention.rope.beta_fast = number("rope_beta_fast");
   attention.rope.beta_slow = number("rope_beta_slow");
   attention.rope.original_seq_len = integer("rope_original_seq_len");
   attention.rope.max_seq_len = integer("rope_max_seq_len");
+  attention.rope.attention_factor = number("rope_attention_factor");
+  attention.rope.truncate = json.bool_at("rope_truncate", kWhat);
   attention.yarn_mscale = number("rope_mscale");
   if (config.num_dense_layers == config.num_layers) return config;
   nn::RouterConfig& router = config.moe.router;

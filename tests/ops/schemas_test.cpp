@@ -29,6 +29,7 @@ const Case kCases[] = {
     {kSwiGluForward, "swiglu_forward", "", 1, 1, 0},
     {kSwiGluBackward, "swiglu_backward", "", 2, 1, 0},
     {kCrossEntropy, "cross_entropy", "", 3, 1, 1},
+    {kAdamW, "adamw", "", 13, 0, 4},
 };
 
 TEST(Schemas, ParseAsTheOperatorsTheyAreNamedFor) {

@@ -1,6 +1,7 @@
 """python -m amoeba doctor, and what importing says when something is missing."""
 
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,12 @@ class Doctor(unittest.TestCase):
             lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(dtype + " ")]
             self.assertEqual(len(lines), len(doctor.PROBLEMS), dtype)
         self.assertEqual({line[-1] for line in lines}, {"reference"})  # fp64
+
+    def test_report_says_what_each_variant_is(self):
+        lines = doctor.report()
+        self.assertTrue(any(line.split()[:1] == ["reference"] and "fp64" in line for line in lines), lines)
+        if platform.machine() == "x86_64":
+            self.assertTrue(any(line.startswith("  amx_bf16      AMX-BF16: ") for line in lines), lines)
 
     def test_another_command_is_a_usage_error(self):
         for arguments in (["docter"], [], ["doctor", "now"]):

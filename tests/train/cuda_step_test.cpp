@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "amoeba/error.h"
 #include "amoeba/experts.h"
 #include "train/device.h"
 #include "train/state.h"
@@ -83,8 +84,9 @@ nn::ModelConfig model_config(const std::string& backend, bool is_latent) {
   return config;
 }
 
-train::RunConfig run_config() {
+train::RunConfig run_config(double max_norm = 1.0) {
   train::RunConfig config;
+  config.training.max_norm = max_norm;
   config.moe.aux_loss_coeff = 0.5;  // much, so that it shows
   config.moe.z_loss_coeff = 0.25;
   config.moe.balance_coeff = 0.25;
@@ -119,14 +121,30 @@ StepBatch some_step(bool documents) {
   return step;
 }
 
+// Without padding and documents; each `seed` has its own text.
+StepBatch whole_step(uint64_t seed) {
+  StepBatch step = some_step(false);
+  std::mt19937_64 text(seed);
+  step.valid_tokens = 0;
+  for (MicroBatch& batch : step.micro_batches) {
+    batch.token_mask.clear();
+    for (int32_t& token : batch.tokens) token = static_cast<int32_t>(text() % kVocab);
+    for (int32_t& target : batch.targets) target = static_cast<int32_t>(text() % kVocab);
+    batch.valid_tokens = batch.num_tokens = kRows * kLength;
+    step.valid_tokens += batch.valid_tokens;
+  }
+  step.num_tokens = step.valid_tokens;
+  return step;
+}
+
 struct Trainer {
   Trainer(const nn::ModelConfig& config, at::Device device, at::ScalarType dtype)
       : model(config, device, dtype, 5),
         optimizer((model.store().allocate_training_state(), model.store()),
                   train::OptimizerSection()) {}
 
-  StepResult step(const StepBatch& batch) {
-    return train::train_step(model, optimizer, batch, run_config(), 1e-2);
+  StepResult step(const StepBatch& batch, const train::RunConfig& config = run_config()) {
+    return train::train_step(model, optimizer, batch, config, 1e-2);
   }
 
   nn::Model model;
@@ -206,6 +224,54 @@ TEST_F(CudaStep, RepeatsToTheBit) {
   }
 }
 
+// Rates, limits and batches change from step to step; step 4 is rejected, step 6 has another shape.
+TEST_F(CudaStep, AReplayedStepHasTheSameBits) {
+  for (const nn::ExpertBackend& backend : nn::expert_backends()) {
+    for (const Case& one : cases()) {
+      nn::ModelConfig config = model_config(std::string(backend.name), one.is_latent);
+      config.activation_checkpoint = one.checkpoint;
+      Trainer plain(config, device, at::kBFloat16), replayed(config, device, at::kBFloat16);
+      int num_warnings = 0;
+      train::StepGraph graph([&](LogLevel, std::string_view) { ++num_warnings; });
+      int64_t num_launches = 0;
+      for (int step = 0; step < 9; ++step) {
+        StepBatch batch = whole_step(step);
+        if (step == 6) {  // another divisor of the loss
+          --batch.micro_batches[0].valid_tokens;
+          --batch.valid_tokens;
+        }
+        const double lr = 1e-2 / (step + 1);
+        const train::StepLimits limits = {step == 4 ? 1e-3 : 1e3, 1e6};
+        const auto run = [&](Trainer& trainer, train::StepGraph* with) {
+          return train::train_step(trainer.model, trainer.optimizer, batch, run_config(), lr,
+                                   limits, with);
+        };
+        const std::string what = cat(backend.name, ", ", one.name, ", step ", step);
+        const StepResult want = run(plain, nullptr), got = run(replayed, &graph);
+        EXPECT_EQ(want.rejected, step == 4) << what;
+        EXPECT_EQ(got.rejected, want.rejected) << what;
+        EXPECT_EQ(got.loss, want.loss) << what;
+        EXPECT_EQ(got.aux_loss, want.aux_loss) << what;
+        EXPECT_EQ(got.grad_norm, want.grad_norm) << what;
+        EXPECT_TRUE(at::equal(got.counts, want.counts)) << what;
+        num_launches += graph.is_recorded();
+      }
+      EXPECT_EQ(replayed.model.expert_stats().rows, plain.model.expert_stats().rows);
+      EXPECT_EQ(replayed.model.expert_stats().calls, plain.model.expert_stats().calls);
+      // Steps 1 to 5 and 8; the others read on the host or count dropped rows on the card.
+      const bool is_replayed = backend.name == "fused" || backend.name == "grouped_mm";
+      EXPECT_EQ(num_launches, is_replayed ? 6 : 0) << backend.name;
+      EXPECT_EQ(num_warnings, 0);
+      const auto weights = train::weight_tensors(plain.model);
+      const auto others = train::weight_tensors(replayed.model);
+      for (size_t i = 0; i < weights.size(); ++i) {
+        EXPECT_TRUE(at::equal(weights[i].tensor, others[i].tensor))
+            << weights[i].name << ", " << backend.name << ", " << one.name;
+      }
+    }
+  }
+}
+
 // Of the largest gradient of a tensor: fp32 sums in two orders differ by far less, a wrong row by
 // far more.
 constexpr double kTolerance = 1e-4;
@@ -220,7 +286,8 @@ TEST_F(CudaStep, HasTheGradientsOfTheCpu) {
       if (!backend.supports(problem).empty()) continue;
       Trainer on_cpu(config, at::kCPU, at::kFloat), on_card(config, device, at::kFloat);
       const StepBatch batch = some_step(one.documents);
-      const StepResult want = on_cpu.step(batch), got = on_card.step(batch);
+      const train::RunConfig unclipped = run_config(0);  // on the CPU clipped gradients are kept
+      const StepResult want = on_cpu.step(batch, unclipped), got = on_card.step(batch, unclipped);
       const std::string what = std::string(backend.name) + ", " + one.name;
       EXPECT_NEAR(got.loss, want.loss, 1e-5 * want.loss) << what;
       EXPECT_NEAR(got.aux_loss, want.aux_loss, 1e-5 * want.aux_loss) << what;

@@ -186,6 +186,8 @@ TEST(MakeModelConfig, TakesEveryKeyOfAFlavor) {
                                                    {"moe.force_balance", "true"},
                                                    {"model.rope_beta_fast", "31"},
                                                    {"model.rope_beta_slow", "2"},
+                                                   {"model.rope_attention_factor", "1.25"},
+                                                   {"model.rope_truncate", "false"},
                                                    {"model.rope_original_seq_len", "2048"}});
   EXPECT_EQ(config.vocab_size, 256128);
   EXPECT_EQ(config.num_layers, 61);
@@ -208,6 +210,9 @@ TEST(MakeModelConfig, TakesEveryKeyOfAFlavor) {
   EXPECT_EQ(attention.rope.head_dim, 64);
   EXPECT_EQ(attention.rope.theta, 1e4);
   EXPECT_EQ(attention.rope.factor, 40.0);
+  EXPECT_EQ(attention.rope.type, nn::RopeType::kYarn);
+  EXPECT_EQ(attention.rope.attention_factor, 1.25);
+  EXPECT_FALSE(attention.rope.truncate);
   EXPECT_EQ(attention.rope.beta_fast, 31.0);
   EXPECT_EQ(attention.rope.beta_slow, 2.0);
   EXPECT_EQ(attention.rope.original_seq_len, 2048);
@@ -236,6 +241,15 @@ TEST(MakeModelConfig, GroupedQueryRotatesWholeHeads) {
   EXPECT_EQ(attention.rope.head_dim, 128);
   EXPECT_EQ(attention.rope.theta, 5e4);
   EXPECT_FALSE(attention.rope.stretched());
+  for (const auto& [name, type] :
+       {std::pair{"linear", nn::RopeType::kLinear}, std::pair{"llama3", nn::RopeType::kLlama3}}) {
+    const nn::RopeConfig rope =
+        model_of("AGPT_2B_50K_MOE_sdpa", {{"model.rope_type", name}, {"model.rope_factor", "8"}})
+            .attention.rope;
+    EXPECT_EQ(rope.type, type);
+    EXPECT_EQ(rope.factor, 8.0);
+    EXPECT_TRUE(rope.stretched());
+  }
 }
 
 TEST(MakeModelConfig, VocabularyIsTheTokenizersOrLarger) {

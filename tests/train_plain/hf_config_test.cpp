@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -122,6 +123,66 @@ TEST(HfConfig, SmallerThingsAreRead) {
                   .fp8);
 }
 
+// Stretched rotation, under the key of transformers 5 and under the one before.
+struct Stretch {
+  const char* members;
+  std::string type;
+  double factor, attention_factor, beta_fast, beta_slow;
+  int64_t original;
+  bool truncate = true;
+};
+
+TEST(HfConfig, RotationIsReadAsTransformersReadsIt) {
+  const double of_four = 0.1 * std::log(4.0) + 1.0;
+  const std::vector<Stretch> cases = {
+      {R"("rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16)", "yarn", 4,
+       of_four, 32, 1, 16},
+      {R"("type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 3,
+          "beta_slow": 0.5, "attention_factor": 1.25, "truncate": false)",
+       "yarn", 4, 1.25, 3, 0.5, 16, false},
+      {R"("rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16, "mscale": 2.0,
+          "mscale_all_dim": 0.5, "beta_fast": null, "beta_slow": 0)",
+       "yarn", 4, (0.2 * std::log(4.0) + 1.0) / (0.05 * std::log(4.0) + 1.0), 32, 1, 16},
+      // One mscale alone counts for nothing.
+      {R"("rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16,
+          "mscale": 2.0)",
+       "yarn", 4, of_four, 32, 1, 16},
+      {R"("rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 16, "mscale": 0.7,
+          "mscale_all_dim": 0.7)",
+       "yarn", 4, 1, 32, 1, 16},
+      {R"("rope_type": "linear", "factor": 2.5)", "linear", 2.5, 1, 32, 1, 4096},
+      {R"("type": "linear", "rope_type": null, "factor": 8)", "linear", 8, 1, 32, 1, 4096},
+      {R"("rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.5,
+          "original_max_position_embeddings": 16)",
+       "llama3", 8, 1, 4, 1.5, 16},
+      {R"("rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4, "low_freq_factor": 1)",
+       "llama3", 8, 1, 4, 1, 64},  // the model's whole length
+      {R"("rope_type": "default")", "yarn", 1, 1, 32, 1, 4096},
+  };
+  for (const char* family : {kMixtral, kOlmoe, kQwen3Moe, kLlama, kQwen3, kOriginGrouped}) {
+    for (const Stretch& test : cases) {
+      for (const char* key : {"rope_parameters", "rope_scaling"}) {
+        const ModelSection model =
+            config_of(cat(family, R"(, ")", key, R"(": {)", test.members, "}")).model;
+        SCOPED_TRACE(cat(family, key, test.members));
+        EXPECT_EQ(model.rope_type, test.type);
+        EXPECT_EQ(model.rope_factor, test.factor);
+        EXPECT_EQ(model.rope_attention_factor, test.attention_factor);
+        EXPECT_EQ(model.rope_beta_fast, test.beta_fast);
+        EXPECT_EQ(model.rope_beta_slow, test.beta_slow);
+        EXPECT_EQ(model.rope_original_seq_len, test.original);
+        EXPECT_EQ(model.rope_truncate, test.truncate);
+        EXPECT_EQ(model.rope_mscale, 1.0);  // of latent attention
+      }
+    }
+  }
+  const ModelSection latent = config_of(cat(kDeepseekV3, R"(, "rope_scaling": {"type": "yarn",
+      "factor": 4, "original_max_position_embeddings": 16})"))
+                                  .model;
+  EXPECT_EQ(latent.rope_mscale, 0.0);
+  EXPECT_EQ(latent.rope_attention_factor, of_four);
+}
+
 std::string with(std::string members, std::string_view from, std::string_view to) {
   return members.replace(members.find(from), from.size(), to);
 }
@@ -154,15 +215,33 @@ TEST(HfConfig, RefusesWhatItCannotExpress) {
       {cat(kMixtral, R"(, "attention_bias": true)"), "attention_bias is true, want false"},
       {cat(kMixtral, R"(, "attention_dropout": 0.1)"), "attention_dropout is 0.1, want 0"},
       {cat(kMixtral, R"(, "router_jitter_noise": 0.1)"), "router_jitter_noise is 0.1, want 0"},
-      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8})"),
-       "rope_scaling: rope_type is \"llama3\", want 'default' or 'yarn'"},
-      {cat(kMixtral, R"(, "rope_scaling": {"type": "linear", "factor": 8})"), "type is \"linear\""},
-      {cat(kMixtral, R"(, "rope_parameters": {"rope_type": "yarn", "factor": 4,
-           "original_max_position_embeddings": 16})"),
-       "attention_factor is absent, want attention_factor 1"},
-      {cat(kMixtral, R"(, "rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1,
-           "mscale_all_dim": 0.5, "original_max_position_embeddings": 16})"),
-       "mscale is 1"},
+      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "dynamic", "factor": 8})"),
+       "rope_scaling: rope_type is \"dynamic\", want 'default', 'linear', 'llama3' or 'yarn', "
+       "whose "
+       "frequencies do not change with a sequence's length"},
+      {cat(kMixtral, R"(, "rope_parameters": {"type": "longrope", "short_factor": [1.0]})"),
+       "rope_parameters: type is \"longrope\", want 'default'"},
+      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "linear"})"), "factor"},
+      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "linear", "factor": 0.5})"),
+       "factor is 0.5, want at least 1"},
+      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "linear", "factor": 2,
+           "attention_factor": 1.5})"),
+       "rope_scaling: unknown key 'attention_factor' (1.5)"},
+      {cat(kMixtral, R"(, "rope_scaling": {"rope_type": "linear", "factor": 2},
+           "rope_parameters": {"rope_type": "linear", "factor": 2})"),
+       "rope_scaling is {\"rope_type\":\"linear\",\"factor\":2}, want one of it and "
+       "rope_parameters"},
+      {cat(kLlama, R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8,
+           "low_freq_factor": 1})"),
+       "high_freq_factor"},
+      {cat(kLlama, R"(, "rope_scaling": {"rope_type": "llama3", "factor": 8,
+           "low_freq_factor": 1.5, "high_freq_factor": 1})"),
+       "high_freq_factor is 1, want more than low_freq_factor 1.5"},
+      {cat(kMixtral, R"(, "rope_parameters": {"rope_type": "yarn", "factor": 1,
+           "attention_factor": 1.5, "original_max_position_embeddings": 16})"),
+       "attention_factor is 1.5, want 1, as factor is"},
+      {cat(kMixtral, R"(, "rope_parameters": {"rope_type": "yarn", "factor": 4})"),
+       "original_max_position_embeddings is 64, the context is 64, want less"},
       {cat(kMixtral, R"(, "rope_parameters": {"rope_type": "yarn", "factor": 4, "mscale": 1,
            "mscale_all_dim": 1, "original_max_position_embeddings": 64})"),
        "original_max_position_embeddings is 64, the context is 64, want less"},
@@ -206,10 +285,18 @@ TEST(HfConfig, RefusesWhatItCannotExpress) {
 TEST(HfConfig, WrittenAndReadAgain) {
   const std::string yarn = R"(, "rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 3,
       "original_max_position_embeddings": 16, "mscale": 0.7, "mscale_all_dim": 0.7})";
+  const std::string own_factor = R"(, "rope_parameters": {"rope_type": "yarn", "factor": 3.3,
+      "original_max_position_embeddings": 16, "truncate": false})";
+  const std::string linear = R"(, "rope_parameters": {"rope_type": "linear", "factor": 3.3})";
+  const std::string llama3 = R"(, "rope_parameters": {"rope_type": "llama3", "factor": 8.0,
+      "low_freq_factor": 1.5, "high_freq_factor": 4.0, "original_max_position_embeddings": 16})";
   for (const std::string& members :
        {std::string(kMixtral), std::string(kOlmoe), cat(kQwen3Moe, R"(, "mlp_only_layers": [0])"),
         kDeepseekV2 + yarn, kDeepseekV3 + yarn, std::string(kDeepseekV3), std::string(kLlama),
-        std::string(kQwen3), std::string(kOriginGrouped), std::string(kOriginLatent)}) {
+        std::string(kQwen3), std::string(kOriginGrouped), std::string(kOriginLatent),
+        kQwen3Moe + own_factor, kMixtral + linear, kOlmoe + linear, kLlama + llama3,
+        kQwen3 + own_factor, kDeepseekV2 + own_factor, kOriginLatent + linear,
+        kOriginGrouped + llama3}) {
     const HfFamily family = read(members).family;
     RunConfig first = config_of(members);
     const bool of_origin = family == HfFamily::kOriginGrouped || family == HfFamily::kOriginLatent;

@@ -100,6 +100,17 @@ TEST(RunConfig, RefusesContradictions) {
          c.model.rope_factor = 4.0;
        },
        "model.rope_theta is 1 and model.rope_factor is 4, want a base above 1 to stretch"},
+      {[](RunConfig& c) { c.model.rope_attention_factor = 1.5; },
+       "model.rope_attention_factor is 1.5, model.rope_type is 'yarn' and model.rope_factor is 1, "
+       "want 1, or yarn with a factor above 1"},
+      {[](RunConfig& c) {
+         c.model.rope_attention_factor = 1.5;
+         c.model.rope_factor = 2;
+         c.model.rope_type = "llama3";
+       },
+       "model.rope_attention_factor is 1.5, model.rope_type is 'llama3' and model.rope_factor is "
+       "2, "
+       "want 1, or yarn with a factor above 1"},
       {[](RunConfig& c) {
          c.model.attention = "mla";
          c.model.qk_norm = true;

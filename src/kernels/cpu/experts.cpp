@@ -92,31 +92,50 @@ const Variant& choose_variant(const ExpertsArguments& arguments, const ExpertsOp
   fail(ErrorKind::kUsage, cat("experts: no CPU variant is named ", name, ", want auto", reasons));
 }
 
+WorkspaceSizes workspace(const Implementation& implementation, const ExpertsArguments& arguments,
+                         const ExpertsOptions& options) {
+  return implementation.workspace(
+      checked_call("experts", implementation.variant, arguments, options));
+}
+
+void experts_forward(const Implementation& implementation, const ExpertsArguments& arguments,
+                     const ExpertsOptions& options, const View& y, void* saved, void* scratch,
+                     const Executor& executor) {
+  const Call call = checked_call("experts_forward", implementation.variant, arguments, options);
+  check_like_x("experts_forward", "y", y, arguments);
+  const SafeRouting routing(call);
+  implementation.forward({routing.arguments, options, call.sizes, call.weights}, y, saved, scratch,
+                         executor);
+}
+
+void experts_backward(const Implementation& implementation, const ExpertsArguments& arguments,
+                      const ExpertsOptions& options, const View& dy, const void* saved,
+                      const ExpertsGradients& gradients, void* scratch, const Executor& executor) {
+  const Call call = checked_call("experts_backward", implementation.variant, arguments, options);
+  check_like_x("experts_backward", "dy", dy, arguments);
+  check_gradients("experts_backward", gradients, arguments, options);
+  const SafeRouting routing(call);
+  implementation.backward({routing.arguments, options, call.sizes, call.weights}, dy, saved,
+                          gradients, gradients_of(gradients, arguments, options), scratch,
+                          executor);
+}
+
 WorkspaceSizes workspace(const Variant& variant, const ExpertsArguments& arguments,
                          const ExpertsOptions& options) {
-  return implementation_of(variant).workspace(checked_call("experts", variant, arguments, options));
+  return workspace(implementation_of(variant), arguments, options);
 }
 
 void experts_forward(const Variant& variant, const ExpertsArguments& arguments,
                      const ExpertsOptions& options, const View& y, void* saved, void* scratch,
                      const Executor& executor) {
-  const Call call = checked_call("experts_forward", variant, arguments, options);
-  check_like_x("experts_forward", "y", y, arguments);
-  const SafeRouting routing(call);
-  implementation_of(variant).forward({routing.arguments, options, call.sizes, call.weights}, y,
-                                     saved, scratch, executor);
+  experts_forward(implementation_of(variant), arguments, options, y, saved, scratch, executor);
 }
 
 void experts_backward(const Variant& variant, const ExpertsArguments& arguments,
                       const ExpertsOptions& options, const View& dy, const void* saved,
                       const ExpertsGradients& gradients, void* scratch, const Executor& executor) {
-  const Call call = checked_call("experts_backward", variant, arguments, options);
-  check_like_x("experts_backward", "dy", dy, arguments);
-  check_gradients("experts_backward", gradients, arguments, options);
-  const SafeRouting routing(call);
-  implementation_of(variant).backward({routing.arguments, options, call.sizes, call.weights}, dy,
-                                      saved, gradients, gradients_of(gradients, arguments, options),
-                                      scratch, executor);
+  experts_backward(implementation_of(variant), arguments, options, dy, saved, gradients, scratch,
+                   executor);
 }
 
 }  // namespace amoeba::kernels::cpu

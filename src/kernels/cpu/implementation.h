@@ -27,6 +27,16 @@ struct Implementation {
                    void* scratch, const Executor& executor);
 };
 
+// The public functions of the same names, for an implementation that need not be listed.
+WorkspaceSizes workspace(const Implementation& implementation, const ExpertsArguments& arguments,
+                         const ExpertsOptions& options);
+void experts_forward(const Implementation& implementation, const ExpertsArguments& arguments,
+                     const ExpertsOptions& options, const View& y, void* saved, void* scratch,
+                     const Executor& executor);
+void experts_backward(const Implementation& implementation, const ExpertsArguments& arguments,
+                      const ExpertsOptions& options, const View& dy, const void* saved,
+                      const ExpertsGradients& gradients, void* scratch, const Executor& executor);
+
 extern const Implementation kReference;
 // Those of this machine's instruction sets, best first; chosen at link time.
 std::span<const Implementation> fused_implementations();

@@ -89,9 +89,6 @@ std::string refuse_sm90(const ExpertsArguments& arguments, const ExpertsOptions&
   const bool up_first = is_up_first(weights.gate, weights.up);
   const Stored gate_up = up_first ? stored_gate_up(weights.up, weights.gate)
                                   : stored_gate_up(weights.gate, weights.up);
-  if (gate_up.matrix.pairing == device::Pairing::kColumnBlocks) {
-    return "gate_up is transposed with gate and up apart, want them apart by row or interleaved";
-  }
   for (const device::Matrix& matrix : {gate_up.matrix, stored_down(weights.down).matrix}) {
     if (!has_tensor_map(matrix)) {
       return "a stride of the weights is negative, zero or 2^40 bytes or more";
@@ -218,6 +215,10 @@ class Call {
   }
 
  private:
+  // See Products::halves.
+  bool in_halves() const {
+    return products_.halves && gate_up_.matrix.pairing == device::Pairing::kColumnBlocks;
+  }
   bool has_rows() const { return sizes_.num_rows > 0 && sizes_.num_experts > 0; }
   bool is_weighted() const { return arguments_.scores.data != nullptr; }
   const float* weight_before() const {
@@ -259,7 +260,18 @@ class Call {
     rule.hidden = sizes_.hidden_dim;
     rule.pairs = gate_up_.pairs;
     rule.up_first = up_first_;
+    rule.halves = in_halves();
     return rule;
+  }
+
+  // dz [R, 2H], or what has its place.
+  device::Matrix dz_rows(const void* dz) const {
+    device::Matrix matrix = own_rows<T>(dz, 2 * sizes_.hidden_dim);
+    if (in_halves()) {
+      matrix.pairing = device::Pairing::kColumnBlocks;
+      matrix.up_offset = sizes_.hidden_dim * static_cast<int64_t>(sizeof(T));
+    }
+    return matrix;
   }
 
   // Rows of tokens: with an index where they are stored.
@@ -367,8 +379,10 @@ class Call {
   }
 
   void weight_gradient(const device::Matrix& rows_a, int64_t m, const device::Matrix& rows_b,
-                       int64_t n, const typename Products<T>::WeightGradient& epilogue) {
+                       int64_t n, uint32_t* drawn,
+                       const typename Products<T>::WeightGradient& epilogue) {
     device::GroupedProduct p = product(rows_a, rows_b);
+    p.drawn = drawn;
     p.m = m;
     p.n = n;
     p.k = sizes_.num_rows;
@@ -383,9 +397,10 @@ class Call {
       const device::Matrix activated = own_rows<T>(scratch.activated, sizes_.hidden_dim);
       const typename Products<T>::WeightGradient epilogue = {
           stored.matrix, out.down.dtype == DType::kF32, accumulate};
-      stored.transposed
-          ? weight_gradient(activated, sizes_.hidden_dim, gathered_dy, sizes_.model_dim, epilogue)
-          : weight_gradient(gathered_dy, sizes_.model_dim, activated, sizes_.hidden_dim, epilogue);
+      stored.transposed ? weight_gradient(activated, sizes_.hidden_dim, gathered_dy,
+                                          sizes_.model_dim, grouping_.drawn, epilogue)
+                        : weight_gradient(gathered_dy, sizes_.model_dim, activated,
+                                          sizes_.hidden_dim, grouping_.drawn, epilogue);
     }
     if (out.down_bias.data != nullptr) {
       ColumnSums sums;
@@ -399,25 +414,28 @@ class Call {
   }
 
   void gate_up_gradient(const BackwardScratch& scratch, const Matrices& out, bool accumulate) {
-    const device::Matrix dz = own_rows<T>(scratch.dz, 2 * sizes_.hidden_dim);
+    const device::Matrix dz = dz_rows(scratch.dz);
     const Matrix& first = up_first_ ? out.up : out.gate;
     const Matrix& second = up_first_ ? out.gate : out.up;
     if (first.data != nullptr || second.data != nullptr) {
       const Stored stored = stored_gate_up(first, second);
       const DType dtype = first.data != nullptr ? first.dtype : second.dtype;
-      const typename Products<T>::WeightGradient epilogue = {stored.matrix, dtype == DType::kF32,
-                                                             accumulate, first.data == nullptr,
-                                                             second.data == nullptr};
+      const int64_t halved_rows = in_halves() && !stored.transposed ? 2 * sizes_.hidden_dim : 0;
+      const typename Products<T>::WeightGradient epilogue = {
+          stored.matrix,         dtype == DType::kF32,   accumulate,
+          first.data == nullptr, second.data == nullptr, static_cast<int32_t>(halved_rows)};
       const device::Matrix x = gathered(arguments_.x, scratch.rows);
-      stored.transposed ? weight_gradient(x, sizes_.model_dim, dz, 2 * sizes_.hidden_dim, epilogue)
-                        : weight_gradient(dz, 2 * sizes_.hidden_dim, x, sizes_.model_dim, epilogue);
+      stored.transposed ? weight_gradient(x, sizes_.model_dim, dz, 2 * sizes_.hidden_dim,
+                                          grouping_.drawn + 1, epilogue)
+                        : weight_gradient(dz, 2 * sizes_.hidden_dim, x, sizes_.model_dim,
+                                          grouping_.drawn + 1, epilogue);
     }
     const Matrix& first_bias = up_first_ ? out.up_bias : out.gate_bias;
     const Matrix& second_bias = up_first_ ? out.gate_bias : out.up_bias;
     if (first_bias.data != nullptr || second_bias.data != nullptr) {
       const bool has_first = first_bias.data != nullptr;
       ColumnSums sums;
-      sums.rows = scratch.dpre == nullptr ? dz : own_rows<T>(scratch.dpre, 2 * sizes_.hidden_dim);
+      sums.rows = scratch.dpre == nullptr ? dz : dz_rows(scratch.dpre);
       sums.num_columns = 2 * sizes_.hidden_dim;
       sums.out = has_first ? stored_bias(first_bias, second_bias) : stored_bias(second_bias, {});
       sums.blocks = !gate_up_.pairs;
@@ -432,8 +450,7 @@ class Call {
   // dx = the sum of dz Wgu over a token's rows; weights before the experts are in dz already.
   void input_gradient(const BackwardScratch& scratch, const View& dx) {
     if (has_rows()) {
-      device::GroupedProduct p =
-          product(own_rows<T>(scratch.dz, 2 * sizes_.hidden_dim), gate_up_.matrix);
+      device::GroupedProduct p = product(dz_rows(scratch.dz), gate_up_.matrix);
       p.n = sizes_.model_dim;
       p.k = 2 * sizes_.hidden_dim;
       const device::Matrix out =

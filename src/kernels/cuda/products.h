@@ -24,6 +24,8 @@ struct Products {
 
   // Whether rows of tokens may come with an index; otherwise they are gathered before.
   bool gathers = false;
+  // Whether dz wants its gate and up in halves where the weights have them apart by column.
+  bool halves = false;
 
   // By rows: a has the sum's columns in a row; b either way.
   void (*rows)(const Product& product, const Rows& epilogue, const ProductLaunch& launch);

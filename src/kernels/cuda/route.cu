@@ -19,13 +19,14 @@ namespace {
 constexpr int64_t kSlots = 512;
 constexpr int64_t kMaxExperts = 12288;  // counters of a block in 48 KiB of shared memory
 constexpr int kScanThreads = 256;       // eight experts a block
+constexpr int kScanLoads = 8;           // of a thread at once
 
 struct RouteKernelArguments {
   const char* ids;
   int64_t stride[2];  // bytes
   bool wide;          // int64 ids
   int64_t num_slots;
-  int64_t num_choices;
+  uint32_t num_choices;
   int32_t num_experts;
   int32_t num_blocks;     // B
   int32_t* block_counts;  // [B, E]: counts, then ranks of a block's first slots
@@ -39,25 +40,34 @@ struct RouteKernelArguments {
 
 // The expert of a slot, or -1.
 __device__ int32_t expert_of_slot(const RouteKernelArguments& p, int64_t slot, bool* bad) {
-  const int64_t token = slot / p.num_choices;
-  const char* at = p.ids + token * p.stride[0] + (slot - token * p.num_choices) * p.stride[1];
+  const uint32_t token = static_cast<uint32_t>(slot) / p.num_choices;
+  const uint32_t choice = static_cast<uint32_t>(slot) - token * p.num_choices;
+  const char* at = p.ids + token * p.stride[0] + choice * p.stride[1];
   const int64_t id = p.wide ? *reinterpret_cast<const int64_t*>(at)
                             : static_cast<int64_t>(*reinterpret_cast<const int32_t*>(at));
   if (id < -1 || id > p.num_experts) *bad = true;
   return id < 0 || id >= p.num_experts ? -1 : static_cast<int32_t>(id);
 }
 
-// Calls visit(slot, expert, rank) for the block's slots in order, 32 at a time: rank counts the
-// block's earlier slots of that expert.
+// Calls visit(slot, expert, place) for the block's slots in order, 32 at a time: place is
+// counter[expert], which each slot raises by one. All ids are on their way before the first is
+// used.
 template <typename Visit>
 __device__ void for_each_slot(const RouteKernelArguments& p, int32_t* counter, bool* bad,
                               const Visit& visit) {
+  constexpr int kSteps = kSlots / 32;
   const int lane = threadIdx.x;
-  for (int32_t e = lane; e < p.num_experts; e += 32) counter[e] = 0;
-  __syncwarp();
-  const int64_t first = blockIdx.x * kSlots;
-  for (int64_t slot = first + lane; slot - lane < min(first + kSlots, p.num_slots); slot += 32) {
-    const int32_t expert = slot < p.num_slots ? expert_of_slot(p, slot, bad) : -1;
+  const int64_t first = blockIdx.x * kSlots + lane;
+  int32_t experts[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    const int64_t slot = first + i * 32;
+    experts[i] = slot < p.num_slots ? expert_of_slot(p, slot, bad) : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    const int64_t slot = first + i * 32;
+    const int32_t expert = experts[i];
     const unsigned same = __match_any_sync(0xffffffffu, expert);
     const int32_t before = expert >= 0 ? counter[expert] : 0;
     __syncwarp();
@@ -71,6 +81,8 @@ __device__ void for_each_slot(const RouteKernelArguments& p, int32_t* counter, b
 
 __global__ void __launch_bounds__(32) count_slots(RouteKernelArguments p) {
   extern __shared__ int32_t counter[];
+  for (int32_t e = threadIdx.x; e < p.num_experts; e += 32) counter[e] = 0;
+  __syncwarp();
   bool bad = false;
   for_each_slot(p, counter, &bad, [](int64_t, int32_t, int32_t) {});
   int32_t* out = p.block_counts + static_cast<int64_t>(blockIdx.x) * p.num_experts;
@@ -87,17 +99,26 @@ __global__ void __launch_bounds__(kScanThreads) scan_counts(RouteKernelArguments
   const int64_t expert = blockIdx.x * (kScanThreads / 32) + (threadIdx.x >> 5);
   if (expert < p.num_experts) {
     int32_t sum = 0;
-    for (int64_t first = 0; first < p.num_blocks; first += 32) {
-      int32_t* at = p.block_counts + (first + lane) * p.num_experts + expert;
-      const bool valid = first + lane < p.num_blocks;
-      const int32_t count = valid ? *at : 0;
-      int32_t prefix = count;
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int32_t below = __shfl_up_sync(0xffffffffu, prefix, distance);
-        if (lane >= distance) prefix += below;
+    for (int64_t first = lane; first - lane < p.num_blocks; first += 32 * kScanLoads) {
+      int32_t counts[kScanLoads];
+#pragma unroll
+      for (int i = 0; i < kScanLoads; ++i) {
+        const int64_t block = first + i * 32;
+        counts[i] = block < p.num_blocks ? p.block_counts[block * p.num_experts + expert] : 0;
       }
-      if (valid) *at = sum + prefix - count;
-      sum += __shfl_sync(0xffffffffu, prefix, 31);
+#pragma unroll
+      for (int i = 0; i < kScanLoads; ++i) {
+        const int64_t block = first + i * 32;
+        int32_t prefix = counts[i];
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const int32_t below = __shfl_up_sync(0xffffffffu, prefix, distance);
+          if (lane >= distance) prefix += below;
+        }
+        if (block < p.num_blocks) {
+          p.block_counts[block * p.num_experts + expert] = sum + prefix - counts[i];
+        }
+        sum += __shfl_sync(0xffffffffu, prefix, 31);
+      }
     }
     if (lane == 0) p.counts[expert] = sum;
   }
@@ -123,11 +144,13 @@ __global__ void __launch_bounds__(kScanThreads) scan_counts(RouteKernelArguments
 
 __global__ void __launch_bounds__(32) place_slots(RouteKernelArguments p) {
   extern __shared__ int32_t counter[];
-  bool bad = false;
   const int32_t* ranks = p.block_counts + static_cast<int64_t>(blockIdx.x) * p.num_experts;
+  for (int32_t e = threadIdx.x; e < p.num_experts; e += 32) counter[e] = p.offsets[e] + ranks[e];
+  __syncwarp();
+  bool bad = false;
   const int32_t num_rows = p.offsets[p.num_experts];
-  for_each_slot(p, counter, &bad, [&](int64_t slot, int32_t expert, int32_t rank) {
-    const int32_t row = expert < 0 ? -1 : p.offsets[expert] + ranks[expert] + rank;
+  for_each_slot(p, counter, &bad, [&](int64_t slot, int32_t expert, int32_t place) {
+    const int32_t row = expert < 0 ? -1 : place;
     p.slot_row[slot] = row;
     if (row >= 0) p.row_slot[row] = static_cast<int32_t>(slot);
     if (slot >= num_rows) p.row_slot[slot] = -1;  // no slot is placed there
@@ -161,7 +184,7 @@ void route(const RouteArguments& arguments, void* scratch, Stream stream) {
   p.stride[1] = ids.stride[1] * id_bytes;
   p.wide = ids.dtype == DType::kI64;
   p.num_slots = num_slots;
-  p.num_choices = ids.size[1];
+  p.num_choices = static_cast<uint32_t>(ids.size[1]);
   p.num_experts = static_cast<int32_t>(arguments.num_experts);
   p.num_blocks = static_cast<int32_t>(num_blocks(num_slots));
   p.blocks_done = ints;

@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
   __shared__ int32_t shared[32];
   __shared__ int32_t num_tiles;
   if (thread == 0) num_tiles = grouping.offsets[0] = 0;
+  if (thread < 2) grouping.drawn[thread] = 0;
   for (int64_t first = 0; first < p.num_experts; first += kPrepareThreads) {
     const int64_t expert = first + thread;
     const bool counted = expert < p.num_experts && !bad;

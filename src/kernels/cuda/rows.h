@@ -25,6 +25,7 @@ struct Grouping {
   int32_t* offsets = nullptr;    // [E+1]
   int2* tiles = nullptr;         // [max_tiles]: expert and first row of each block of rows
   int32_t* num_tiles = nullptr;  // [1]
+  uint32_t* drawn = nullptr;     // [2], zeros: one for each product by depth
   int32_t* row_token = nullptr;  // [R], -1: no token; nullptr: rows are not gathered
   float* row_weight = nullptr;   // [R]; nullptr: 1
   int64_t max_tiles = 0;

@@ -14,6 +14,7 @@ Grouping take_grouping(Carver& carver, const Sizes& sizes, bool weighted) {
   grouping.offsets = carver.take<int32_t>(sizes.num_experts + 1);
   grouping.tiles = carver.take<int2>(grouping.max_tiles);
   grouping.num_tiles = carver.take<int32_t>(1);
+  grouping.drawn = carver.take<uint32_t>(2);
   if (sizes.has_slots) grouping.row_token = carver.take<int32_t>(sizes.num_rows);
   if (weighted) grouping.row_weight = carver.take<float>(sizes.num_rows);
   return grouping;

@@ -135,6 +135,14 @@ std::string describe_fused(const ExpertProblem& problem) {
   return refusals;
 }
 
+std::vector<std::pair<std::string, std::string>> fused_kernels(const ExpertProblem& problem) {
+  std::vector<std::pair<std::string, std::string>> kernels;
+  for (const OperatorVariant& variant : variants_of(problem)) {
+    kernels.emplace_back(variant.name, variant.summary);
+  }
+  return kernels;
+}
+
 std::string auto_refuses_fused(const ExpertProblem& problem) {
   std::string reason = "this processor has no kernels";
   for (const OperatorVariant& variant : variants_of(problem)) {

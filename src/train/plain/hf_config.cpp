@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <set>
 
 #include "amoeba/error.h"
@@ -416,15 +417,7 @@ class Reader {
       if (scaling->get_if<Object>() == nullptr) keys_.refuse(key, "an object");
       Keys rope(*scaling, cat(keys_.path(), ": ", key));
       theta = rope.number("rope_theta", theta);
-      std::string type = rope.text("rope_type", "");
-      if (type.empty()) type = rope.text("type", "default");
-      rope.ignore("type");
-      if (type == "yarn") {
-        factor = read_yarn(rope, context);
-      } else if (type != "default") {
-        rope.refuse(rope.find("rope_type") != nullptr ? "rope_type" : "type",
-                    "'default' or 'yarn'");
-      }
+      factor = read_stretch(rope, context);
       rope.expect("partial_rotary_factor", 1.0);
       rope.check_all_taken();
     }
@@ -433,26 +426,54 @@ class Reader {
     set("max_position_embeddings", "model.rope_max_seq_len", context);
   }
 
-  double read_yarn(Keys& rope, int64_t context) {
-    const double factor = rope.number("factor");
-    const int64_t original = rope.integer("original_max_position_embeddings");
-    AMOEBA_CHECK_KIND(kData, context > original, rope.path(),
-                      ": original_max_position_embeddings is ", original, ", the context is ",
-                      context, ", want less: this engine stretches only beyond that length");
-    set("beta_fast", "model.rope_beta_fast", rope.number("beta_fast", 32.0));
-    set("beta_slow", "model.rope_beta_slow", rope.number("beta_slow", 1.0));
-    set("original_max_position_embeddings", "model.rope_original_seq_len", original);
-    rope.expect("truncate", true);
-    // Their tables carry a factor of their own, 1 when it is given so or both mscales are equal.
-    const double mscale = rope.number("mscale", 0.0), all_dim = rope.number("mscale_all_dim", 0.0);
-    if (rope.find("attention_factor") != nullptr) {
-      rope.expect("attention_factor", 1.0);
-    } else if (mscale != all_dim || mscale == 0.0) {
-      rope.refuse(mscale == 0.0 ? "attention_factor" : "mscale",
-                  "attention_factor 1, or mscale and mscale_all_dim equal");
+  // As transformers' modeling_rope_utils.py; the factor.
+  double read_stretch(Keys& rope, int64_t context) {
+    const char* key = rope.find("rope_type") != nullptr ? "rope_type" : "type";
+    const std::string type = rope.text(key, "default");
+    rope.ignore("type");
+    if (type == "default") return 1.0;
+    if (type != "linear" && type != "llama3" && type != "yarn") {
+      rope.refuse(key,
+                  "'default', 'linear', 'llama3' or 'yarn', whose frequencies do not change "
+                  "with a sequence's length");
     }
-    if (is_latent()) set("mscale_all_dim", "model.rope_mscale", all_dim);
+    const double factor = rope.number("factor");
+    if (factor < 1.0) rope.refuse("factor", "at least 1");
+    set(key, "model.rope_type", type);
+    if (type == "linear") return factor;
+    const int64_t original = rope.integer_or("original_max_position_embeddings", context, 1);
+    set("original_max_position_embeddings", "model.rope_original_seq_len", original);
+    if (type == "yarn") {
+      AMOEBA_CHECK_KIND(kData, context > original, rope.path(),
+                        ": original_max_position_embeddings is ", original, ", the context is ",
+                        context, ", want less: this engine stretches only beyond that length");
+      read_yarn(rope, factor);
+      return factor;
+    }
+    const double low = rope.number("low_freq_factor"), high = rope.number("high_freq_factor");
+    if (high <= low) rope.refuse("high_freq_factor", cat("more than low_freq_factor ", low));
+    set("high_freq_factor", "model.rope_beta_fast", high);
+    set("low_freq_factor", "model.rope_beta_slow", low);
     return factor;
+  }
+
+  void read_yarn(Keys& rope, double factor) {
+    const auto number = [&](const char* key, double absent) {  // 0 counts as absent
+      const double given = rope.number(key, absent);
+      return given != 0.0 ? given : absent;
+    };
+    set("beta_fast", "model.rope_beta_fast", number("beta_fast", 32.0));
+    set("beta_slow", "model.rope_beta_slow", number("beta_slow", 1.0));
+    set("truncate", "model.rope_truncate", rope.flag("truncate", true));
+    const double mscale = rope.number("mscale", 0.0), all_dim = rope.number("mscale_all_dim", 0.0);
+    const auto factor_of = [&](double scale) { return 0.1 * scale * std::log(factor) + 1.0; };
+    const bool both = mscale != 0.0 && all_dim != 0.0;
+    const double attention_factor = rope.number(
+        "attention_factor", both ? factor_of(mscale) / factor_of(all_dim) : factor_of(1.0));
+    if (factor == 1.0 && attention_factor != 1.0)
+      rope.refuse("attention_factor", "1, as factor is");
+    set("attention_factor", "model.rope_attention_factor", attention_factor);
+    if (is_latent()) set("mscale_all_dim", "model.rope_mscale", all_dim);
   }
 
   void read_quantization(const Value& value) {

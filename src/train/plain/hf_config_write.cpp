@@ -151,25 +151,31 @@ class Writer {
   void put_rotation() {
     put("max_position_embeddings", context_);
     put("rope_theta", model_.rope_theta);
-    if (model_.rope_factor == 1.0 || context_ <= model_.rope_original_seq_len) return;
-    Object yarn;
-    const auto put_yarn = [&](const char* key, auto data) {
-      auto& member = yarn.emplace_back();
+    const bool yarn = model_.rope_type == "yarn", llama3 = model_.rope_type == "llama3";
+    if (model_.rope_factor == 1.0 || (yarn && context_ <= model_.rope_original_seq_len)) return;
+    Object scaling;
+    const auto put_scaling = [&](const char* key, auto data) {
+      auto& member = scaling.emplace_back();
       member.first = key;
       member.second.data = std::move(data);
     };
-    put_yarn("rope_type", std::string("yarn"));
-    put_yarn("type", std::string("yarn"));
-    put_yarn("factor", model_.rope_factor);
-    put_yarn("original_max_position_embeddings", model_.rope_original_seq_len);
-    put_yarn("beta_fast", model_.rope_beta_fast);
-    put_yarn("beta_slow", model_.rope_beta_slow);
-    put_yarn("attention_factor", 1.0);
-    if (is_latent()) {
-      put_yarn("mscale", model_.rope_mscale);
-      put_yarn("mscale_all_dim", model_.rope_mscale);
+    put_scaling("rope_type", model_.rope_type);
+    put_scaling("type", model_.rope_type);
+    put_scaling("factor", model_.rope_factor);
+    if (yarn || llama3) {
+      put_scaling("original_max_position_embeddings", model_.rope_original_seq_len);
+      put_scaling(yarn ? "beta_fast" : "high_freq_factor", model_.rope_beta_fast);
+      put_scaling(yarn ? "beta_slow" : "low_freq_factor", model_.rope_beta_slow);
     }
-    put("rope_scaling", std::move(yarn));
+    if (yarn) {
+      put_scaling("attention_factor", model_.rope_attention_factor);
+      if (!model_.rope_truncate) put_scaling("truncate", false);
+      if (is_latent()) {
+        put_scaling("mscale", model_.rope_mscale);
+        put_scaling("mscale_all_dim", model_.rope_mscale);
+      }
+    }
+    put("rope_scaling", std::move(scaling));
   }
 
   void put_networks() {

@@ -122,26 +122,31 @@ void add_model_keys(Schema& schema, ModelSection& model) {
               .doc = "Base of the rotary embedding's wave lengths.",
               .minimum = 0,
               .minimum_exclusive = true});
+  schema.add({.path = "model.rope_type",
+              .field = &model.rope_type,
+              .doc = "How model.rope_factor stretches the rotary embedding; yarn: when "
+                     "model.rope_max_seq_len is more than model.rope_original_seq_len; linear: all "
+                     "frequencies are divided by it; llama3: as Llama 3.1.",
+              .choices = {"yarn", "linear", "llama3"}});
   schema.add({.path = "model.rope_factor",
               .field = &model.rope_factor,
-              .doc = "Stretches the rotary embedding to longer sequences (YaRN) when "
-                     "model.rope_max_seq_len is more than model.rope_original_seq_len; 1: off.",
+              .doc = "Stretches the rotary embedding to longer sequences; 1: off.",
               .minimum = 1});
   schema.add({.path = "model.rope_beta_fast",
               .field = &model.rope_beta_fast,
-              .doc = "YaRN: frequencies that turn more often than this within "
+              .doc = "yarn, llama3: frequencies that turn more often than this within "
                      "model.rope_original_seq_len are kept.",
               .minimum = 0,
               .minimum_exclusive = true});
   schema.add({.path = "model.rope_beta_slow",
               .field = &model.rope_beta_slow,
-              .doc = "YaRN: frequencies that turn less often than this are divided by "
+              .doc = "yarn, llama3: frequencies that turn less often than this are divided by "
                      "model.rope_factor; a ramp between.",
               .minimum = 0,
               .minimum_exclusive = true});
   schema.add({.path = "model.rope_original_seq_len",
               .field = &model.rope_original_seq_len,
-              .doc = "YaRN: length that is not stretched.",
+              .doc = "yarn, llama3: length that is not stretched.",
               .minimum = 1,
               .maximum = 1 << 24});
   schema.add(
@@ -152,9 +157,17 @@ void add_model_keys(Schema& schema, ModelSection& model) {
        .maximum = 1 << 24});
   schema.add({.path = "model.rope_mscale",
               .field = &model.rope_mscale,
-              .doc = "YaRN with mla: the attention scale is multiplied by (0.1 * this * "
+              .doc = "yarn with mla: the attention scale is multiplied by (0.1 * this * "
                      "ln(model.rope_factor) + 1)^2.",
               .minimum = 0});
+  schema.add({.path = "model.rope_attention_factor",
+              .field = &model.rope_attention_factor,
+              .doc = "yarn: of the rotary embedding's sines and cosines where it is stretched.",
+              .minimum = 0,
+              .minimum_exclusive = true});
+  schema.add({.path = "model.rope_truncate",
+              .field = &model.rope_truncate,
+              .doc = "yarn: the ramp between both bounds starts and ends at whole frequencies."});
   schema.add({.path = "model.norm_eps",
               .field = &model.norm_eps,
               .doc = "Added to the mean square in every RMSNorm.",
@@ -305,6 +318,11 @@ void add_training_keys(Schema& schema, TrainingSection& training) {
               .field = &training.device,
               .doc = "Where to compute; auto: cuda when there is one.",
               .choices = {"auto", "cpu", "cuda"}});
+  schema.add({.path = "training.cuda_graph",
+              .field = &training.cuda_graph,
+              .doc =
+                  "On a card, record a step as one CUDA graph and replay it while the shape stays "
+                  "and nothing is read on the host within it."});
   schema.add({.path = "training.num_threads",
               .field = &training.num_threads,
               .doc = "CPU threads; 0: OMP_NUM_THREADS where it is set, else one for each core.",
@@ -636,6 +654,11 @@ void check_model(const ModelSection& model, int64_t seq_len) {
   AMOEBA_CHECK(model.rope_beta_fast > model.rope_beta_slow,
                "configuration: model.rope_beta_fast is ", model.rope_beta_fast,
                " and model.rope_beta_slow is ", model.rope_beta_slow, ", want more");
+  AMOEBA_CHECK(
+      model.rope_attention_factor == 1 || (model.rope_type == "yarn" && model.rope_factor > 1),
+      "configuration: model.rope_attention_factor is ", model.rope_attention_factor,
+      ", model.rope_type is '", model.rope_type, "' and model.rope_factor is ", model.rope_factor,
+      ", want 1, or yarn with a factor above 1");
   // YaRN divides by ln(theta).
   AMOEBA_CHECK(model.rope_factor == 1 || model.rope_theta > 1,
                "configuration: model.rope_theta is ", model.rope_theta,

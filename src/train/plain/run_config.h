@@ -37,12 +37,15 @@ struct ModelSection {
   int64_t qk_rope_head_dim = 64;
   int64_t v_head_dim = 128;
   double rope_theta = 10000.0;
-  double rope_factor = 1.0;  // YaRN; 1: none
+  std::string rope_type = "yarn";  // yarn | linear | llama3
+  double rope_factor = 1.0;        // 1: none
   double rope_beta_fast = 32.0;
   double rope_beta_slow = 1.0;
   int64_t rope_original_seq_len = 4096;
   int64_t rope_max_seq_len = 0;  // 0: training.seq_len
   double rope_mscale = 1.0;
+  double rope_attention_factor = 1.0;
+  bool rope_truncate = true;
   double norm_eps = 1e-5;
   double latent_norm_eps = 0.0;  // mla; 0: norm_eps
   bool tie_embeddings = true;
@@ -81,6 +84,7 @@ struct TrainingSection {
   std::string dtype = "float32";  // of the computation; masters are float32
   std::string device = "auto";    // auto | cpu | cuda
   int64_t num_threads = 0;        // 0: all cores
+  bool cuda_graph = true;         // steps of one shape are replayed on a card
   int64_t seed = 1;
   int64_t loss_chunk_mib = 0;       // bound on the logits that exist at once; 0: by device
   int64_t max_rejected_steps = 10;  // in a row before the run stops

@@ -170,7 +170,9 @@ DType KernelCase::score_dtype(DType dtype) const {
 }
 
 DType KernelCase::gradient_dtype(DType dtype) const {
-  return gradients == Gradients::kAccumulateFp32 && dtype != DType::kF64 ? DType::kF32 : dtype;
+  const bool is_fp32 =
+      gradients == Gradients::kAccumulateFp32 || gradients == Gradients::kOverwriteFp32;
+  return is_fp32 && dtype != DType::kF64 ? DType::kF32 : dtype;
 }
 
 std::string KernelCase::text() const {

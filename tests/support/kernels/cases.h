@@ -12,7 +12,8 @@
 
 namespace amoeba::test {
 
-enum class Gradients { kOverwrite, kAccumulate, kAccumulateFp32 };  // the last: into fp32 buffers
+// Fp32: into fp32 buffers, whatever the dtype of the weights.
+enum class Gradients { kOverwrite, kAccumulate, kAccumulateFp32, kOverwriteFp32 };
 
 struct KernelCase {
   std::string name;
@@ -29,6 +30,9 @@ struct KernelCase {
   bool has_typed_scores = false;  // scores in the dtype of x instead of fp32 (not for fp16)
   Gradients gradients = Gradients::kOverwrite;
 
+  bool accumulates() const {
+    return gradients == Gradients::kAccumulate || gradients == Gradients::kAccumulateFp32;
+  }
   int64_t num_experts() const { return static_cast<int64_t>(counts.size()); }
   int64_t num_sorted() const;  // rows of all experts
   int64_t num_tokens() const;  // T; R in the rows entry

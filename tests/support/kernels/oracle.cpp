@@ -29,7 +29,7 @@ class Oracle {
  public:
   Oracle(const KernelCase& kernel_case, const KernelValues& values, const KernelValues& previous)
       : c_(kernel_case), v_(values) {
-    const bool adds = c_.gradients != Gradients::kOverwrite;
+    const bool adds = c_.accumulates();
     const auto start = [&](const std::vector<double>& from) {
       return adds ? from : std::vector<double>(from.size(), 0.0);
     };

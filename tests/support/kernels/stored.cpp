@@ -8,6 +8,8 @@
 
 #include "amoeba/error.h"
 #include "base/rng.h"
+#include "support/kernels/emulated_tiles.h"
+#include "support/kernels/trapped_tiles.h"
 
 namespace amoeba::test {
 namespace {
@@ -160,7 +162,7 @@ StoredExperts::StoredExperts(const KernelCase& c, DType dtype, const KernelValue
   }
   make_parameters(c, dtype, {gate_up_, down_, gate_up_bias_, down_bias_}, &values);
   make_parameters(c, c.gradient_dtype(dtype), {dgate_up_, ddown_, dgate_up_bias_, ddown_bias_},
-                  c.gradients == Gradients::kOverwrite ? nullptr : &previous);
+                  c.accumulates() ? &previous : nullptr);
   for (HostTensor* input :
        {&ids_, &x_, &scores_, &offsets_, &row_slot_, &slot_row_, &gate_up_[0], &gate_up_[1],
         &gate_up_bias_[0], &gate_up_bias_[1], &down_, &down_bias_, &dy_}) {
@@ -226,7 +228,7 @@ kernels::ExpertsGradients StoredExperts::gradients() {
   }
   gradients.ddown = ddown_.view();
   gradients.ddown_bias = ddown_bias_.view();
-  gradients.accumulate = case_.gradients != Gradients::kOverwrite;
+  gradients.accumulate = case_.accumulates();
   return gradients;
 }
 
@@ -276,24 +278,49 @@ std::string StoredExperts::damage() {
   return "";
 }
 
-KernelResults run_cpu(std::string_view variant_name, const KernelCase& c, DType dtype,
+std::vector<const kernels::cpu::Implementation*> unlisted_implementations() {
+  std::vector<const kernels::cpu::Implementation*> implementations = {&emulated_amx()};
+  if (trapped_amx() != nullptr) implementations.push_back(trapped_amx());
+  return implementations;
+}
+
+std::vector<kernels::Variant> tested_variants() {
+  std::vector<kernels::Variant> variants = kernels::cpu::variants();
+  for (const auto* implementation : unlisted_implementations()) {
+    variants.push_back(implementation->variant);
+  }
+  return variants;
+}
+
+KernelResults run_cpu(std::string_view name, const KernelCase& c, DType dtype,
                       const KernelValues& values, const KernelValues& previous,
                       const Executor& executor) {
   namespace cpu = kernels::cpu;
   StoredExperts stored(c, dtype, values, previous);
   const kernels::ExpertsArguments arguments = stored.arguments();
-  const kernels::Variant& variant = cpu::choose_variant(arguments, c.options, variant_name);
-  const kernels::WorkspaceSizes sizes = cpu::workspace(variant, arguments, c.options);
-  GuardedMemory saved(sizes.saved_bytes), forward_scratch(sizes.forward_scratch_bytes),
-      backward_scratch(sizes.backward_scratch_bytes);
-  cpu::experts_forward(variant, arguments, c.options, stored.y(), saved.data(),
-                       forward_scratch.data(), executor);
-  cpu::experts_backward(variant, arguments, c.options, stored.dy(), saved.data(),
-                        stored.gradients(), backward_scratch.data(), executor);
-  EXPECT_EQ(stored.damage(), "") << variant_name << " " << c;
-  EXPECT_TRUE(saved.is_intact() && forward_scratch.is_intact() && backward_scratch.is_intact())
-      << variant_name << " " << c;
-  EXPECT_EQ(stored.error(), 0) << variant_name << " " << c;
+  const auto run = [&](const auto& implementation) {
+    const kernels::WorkspaceSizes sizes = cpu::workspace(implementation, arguments, c.options);
+    GuardedMemory saved(sizes.saved_bytes), forward_scratch(sizes.forward_scratch_bytes),
+        backward_scratch(sizes.backward_scratch_bytes);
+    cpu::experts_forward(implementation, arguments, c.options, stored.y(), saved.data(),
+                         forward_scratch.data(), executor);
+    cpu::experts_backward(implementation, arguments, c.options, stored.dy(), saved.data(),
+                          stored.gradients(), backward_scratch.data(), executor);
+    EXPECT_TRUE(saved.is_intact() && forward_scratch.is_intact() && backward_scratch.is_intact())
+        << name << " " << c;
+  };
+  const auto unlisted = unlisted_implementations();
+  const auto found = std::find_if(unlisted.begin(), unlisted.end(),
+                                  [&](const cpu::Implementation* implementation) {
+                                    return implementation->variant.name == name;
+                                  });
+  if (found != unlisted.end()) {
+    run(**found);
+  } else {
+    run(cpu::choose_variant(arguments, c.options, name));
+  }
+  EXPECT_EQ(stored.damage(), "") << name << " " << c;
+  EXPECT_EQ(stored.error(), 0) << name << " " << c;
   return stored.results();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/executor.h"
+#include "kernels/cpu/implementation.h"
 #include "support/kernels/cases.h"
 #include "support/kernels/host_tensor.h"
 #include "support/kernels/oracle.h"
@@ -49,9 +50,14 @@ class StoredExperts {
   std::vector<std::vector<char>> inputs_before_;
 };
 
-// Forward and backward of a CPU variant with NaN-filled outputs and workspaces; reports broken
+// What tests run on the CPU: the variants of the library, and what no library lists, AMX-BF16 on
+// emulated tiles.
+std::vector<const kernels::cpu::Implementation*> unlisted_implementations();
+std::vector<kernels::Variant> tested_variants();
+
+// Forward and backward of one of them with NaN-filled outputs and workspaces; reports broken
 // guards and changed inputs as test failures.
-KernelResults run_cpu(std::string_view variant, const KernelCase& kernel_case, kernels::DType dtype,
+KernelResults run_cpu(std::string_view name, const KernelCase& kernel_case, kernels::DType dtype,
                       const KernelValues& values, const KernelValues& previous,
                       const Executor& executor = serial_executor());
 

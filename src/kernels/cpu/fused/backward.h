@@ -36,7 +36,7 @@ struct Backward {
       const Block& block = p.blocks[b];
       R::gather(p, block, p.x, p.score_before, rows);
       if (p.x_panels != nullptr) {
-        R::pack_panel(p, block, rows, R::has_dots(p.gate_up_dots, block), p.x_panels);
+        R::pack_panel(p, block, rows, R::has_dots(p, p.gate_up_dots, block), p.x_panels);
       }
       R::pack_rows(p, block, rows, p.x_rows);
       R::gather(p, block, p.dy, false, rows);

@@ -27,18 +27,6 @@ struct Columns {
     return num_rows <= kMaxRows && w.n_stride == 1 && first + P::kStrip <= w.num_n;
   }
 
-  // Unit k of kLanes neighbouring outputs.
-  static Vec load_units(const Storage* from, int64_t k_stride, bool has_second) {
-    if constexpr (kValues == 2) {
-      using Shorts = typename V::Shorts;
-      const Words low = V::widen_words(V::template load<Shorts>(from));
-      if (!has_second) return (Vec)low;
-      return (Vec)(low | V::widen_words(V::template load<Shorts>(from + k_stride)) << 16);
-    } else {
-      return K::load_values(from);
-    }
-  }
-
   // Rows of weights lie pages apart, where no hardware looks ahead.
   static void prefetch_next_strip(const Storage* weights, int64_t k_stride) {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(Storage));
@@ -61,7 +49,7 @@ struct Columns {
       Vec vectors[kVectors];
 #pragma GCC unroll 2
       for (int64_t v = 0; v < kVectors; ++v) {
-        vectors[v] = load_units(weights + v * kLanes, k_stride, k + 1 < num_k);
+        vectors[v] = K::load_column(weights + v * kLanes, k_stride, k + 1 < num_k);
       }
       if constexpr (kRows > 1 || sizeof(Storage) == 2) prefetch_next_strip(weights, k_stride);
 #pragma GCC unroll 8

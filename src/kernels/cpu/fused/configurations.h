@@ -1,4 +1,5 @@
-// The two configurations of kernels that multiply fp32, on the lanes `L` of any instruction set.
+// The configurations of the kernels on the lanes `L` of any instruction set: two that multiply
+// fp32, two that multiply bf16 pairs, of which one has tiles `T` too (tiles.h).
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,22 @@ template <typename L>
 struct WidenedBf16 : Fp32<L> {
   using Storage = uint16_t;
   static constexpr bool kReadsInPlace = false;
+};
+
+template <typename L>
+struct Bf16Pairs {
+  using Lanes = L;
+  using Storage = uint16_t;
+  static constexpr int64_t kValuesPerUnit = 2;
+  static constexpr bool kReadsInPlace = true;
+  static typename L::Vec multiply_add(typename L::Vec a, typename L::Vec b, typename L::Vec sum) {
+    return L::multiply_add_pairs(a, b, sum);
+  }
+};
+
+template <typename L, typename T>
+struct Bf16Tiles : Bf16Pairs<L> {
+  using Tiles = T;
 };
 
 }  // namespace amoeba::kernels::cpu

@@ -91,7 +91,7 @@ struct Forward {
     typename R::Gathered rows;
     for (int64_t b = begin; b < end; ++b) {
       R::gather(p, p.blocks[b], p.x, p.score_before, rows);
-      R::pack_panel(p, p.blocks[b], rows, R::has_dots(p.gate_up_dots, p.blocks[b]), p.x_panels);
+      R::pack_panel(p, p.blocks[b], rows, R::has_dots(p, p.gate_up_dots, p.blocks[b]), p.x_panels);
     }
   }
 
@@ -117,7 +117,8 @@ struct Forward {
   static void multiply_rows(const Pass& p, const Strip& strip, Group group, const char* panels,
                             bool pass_has_dots, Sums* sums) {
     const Block& block = p.blocks[group.begin];
-    if (!R::has_dots(pass_has_dots, block)) return multiply(p, strip, group, panels, false, sums);
+    if (!R::has_dots(p, pass_has_dots, block))
+      return multiply(p, strip, group, panels, false, sums);
     const typename Strip::Weights& w = strip.weights();
     const int64_t left = w.num_n - strip.first();
     Dots<F>::strip(w.data + strip.first() * w.n_stride, w.n_stride, left < kStrip ? left : kStrip,
@@ -189,7 +190,7 @@ struct Forward {
       const Block& block = p.blocks[b];
       Sums& sums = gate[b - group.begin];
       activate_strip(p, block, first, sums, up[b - group.begin]);
-      if (R::has_dots(p.down_dots, block)) {
+      if (R::has_dots(p, p.down_dots, block)) {
         R::store_hidden_rows(p, block, first, sums, p.hidden_panels);
       } else {
         R::store_panel(p, block, first, sums, p.hidden_panels);

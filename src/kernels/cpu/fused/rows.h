@@ -79,8 +79,10 @@ struct Rows {
     }
   }
 
-  static bool has_dots(bool pass_has, const Block& block) {
-    return pass_has && block.num_rows <= Dots<F>::kMaxRows;
+  // Of an expert's only block: groups of blocks have panels.
+  static bool has_dots(const Pass& p, bool pass_has, const Block& block) {
+    return pass_has && block.num_rows <= Dots<F>::kMaxRows &&
+           p.first_block[block.expert + 1] - p.first_block[block.expert] == 1;
   }
 
   // [D units][lanes], or [rows][D units] for dots.

@@ -11,7 +11,7 @@
 namespace amoeba::kernels::cpu {
 
 template <typename F>
-struct Product {
+struct VectorProduct {
   using V = Vectors<typename F::Lanes>;
   using Vec = typename V::Vec;
   using Words = typename V::Words;
@@ -24,6 +24,8 @@ struct Product {
   // Outputs of a strip. Two vectors, so that columns of weights are read by neighbouring lines.
   static constexpr int64_t kStrip = 2 * kLanes;
   static_assert(kLanes % kRows == 0);
+  // Of a strip that is packed: units of its outputs side by side, not those of each output.
+  static constexpr bool kPacksOutputs = true;
 
   // [kStrip][kWidth] sums of a strip; a narrower block uses the first lanes of each row.
   struct Sums {
@@ -101,6 +103,10 @@ struct Product {
   }
 };
 
+// What F's regions multiply with; tiles.h has another one for configurations with tiles.
+template <typename F>
+struct Product : VectorProduct<F> {};
+
 // Packing of stored values into units.
 template <typename F>
 struct Packing {
@@ -156,6 +162,18 @@ struct Packing {
     return load_units(padded, scale);
   }
 
+  // A unit of kLanes neighbouring outputs, whose values are k_stride apart.
+  static Vec load_column(const Storage* from, int64_t k_stride, bool has_second) {
+    if constexpr (kValues == 2) {
+      using Shorts = typename V::Shorts;
+      const Words low = V::widen_words(V::template load<Shorts>(from));
+      if (!has_second) return (Vec)low;
+      return (Vec)(low | V::widen_words(V::template load<Shorts>(from + k_stride)) << 16);
+    } else {
+      return load_values(from);
+    }
+  }
+
   // Units [begin, end) of kLanes rows to to[unit - begin][lane], `stride` bytes a unit. A row that
   // is nullptr gives zeros.
   static void transpose_rows(const Storage* const* rows, const float* scales, int64_t num_values,
@@ -202,6 +220,13 @@ class WeightStrip {
   static constexpr int64_t kStrip = P::kStrip;
   static constexpr int64_t kValues = F::kValuesPerUnit;
   static constexpr int64_t kMaxPacked = 512;  // units; what is packed stays in the second cache
+  // Bytes from one output and from one unit to the next. Outputs a power of two apart would share
+  // few sets of the first cache.
+  static constexpr int64_t kOutputStride =
+      P::kUnitBytes * (P::kPacksOutputs ? 1 : kMaxPacked + kLanes);
+  static constexpr int64_t kUnitStride = P::kUnitBytes * (P::kPacksOutputs ? kStrip : 1);
+  static constexpr int64_t kPackedBytes =
+      P::kPacksOutputs ? kMaxPacked * kUnitStride : kStrip * kOutputStride;
 
  public:
   using Weights = StoredWeights<F>;
@@ -222,12 +247,11 @@ class WeightStrip {
                      count, panel_of, add, sums);
       add = true;
     }
-    alignas(64) char packed[kMaxPacked * kStrip * P::kUnitBytes];
+    alignas(64) char packed[kPackedBytes];
     for (int64_t begin = num_direct_; begin < num_units_; begin += kMaxPacked, add = true) {
       const int64_t end = begin + kMaxPacked < num_units_ ? begin + kMaxPacked : num_units_;
       pack(begin, end, packed);
-      multiply_piece({packed, P::kUnitBytes, kStrip * P::kUnitBytes}, begin, end, count, panel_of,
-                     add, sums);
+      multiply_piece({packed, kOutputStride, kUnitStride}, begin, end, count, panel_of, add, sums);
     }
   }
 
@@ -248,36 +272,90 @@ class WeightStrip {
   }
 
   void pack(int64_t begin, int64_t end, char* packed) const {
-    constexpr int64_t kStride = kStrip * P::kUnitBytes;
-    const int64_t num_n = w_.num_n - n_ < kStrip ? w_.num_n - n_ : kStrip;
-    const Storage* data = w_.data + n_ * w_.n_stride;
-    if (w_.k_stride == 1) {
-      const Storage* rows[kStrip] = {};
-      for (int64_t i = 0; i < num_n; ++i) rows[i] = data + i * w_.n_stride;
-      for (int64_t i = 0; i < kStrip; i += kLanes) {
-        Packing<F>::transpose_rows(rows + i, nullptr, w_.num_k, begin, end,
-                                   packed + i * P::kUnitBytes, kStride);
+    if (w_.k_stride != 1) return pack_columns(begin, end, packed);
+    for (int64_t i = 0; i < kStrip; i += kLanes, packed += kLanes * kOutputStride) {
+      const Storage* rows[kLanes];
+      for (int64_t j = 0; j < kLanes; ++j) {
+        rows[j] = n_ + i + j < w_.num_n ? w_.data + (n_ + i + j) * w_.n_stride : nullptr;
       }
-      return;
-    }
-    for (int64_t unit = begin; unit < end; ++unit, packed += kStride) {
-      for (int64_t i = 0; i < kStrip; i += kLanes) {
-        Words words{};
-        for (int64_t j = 0; j < kValues && unit * kValues + j < w_.num_k; ++j) {
-          const Storage* from = data + (unit * kValues + j) * w_.k_stride + i * w_.n_stride;
-          words |= values_at(from, num_n - i, j);
+      if constexpr (P::kPacksOutputs) {
+        Packing<F>::transpose_rows(rows, nullptr, w_.num_k, begin, end, packed, kUnitStride);
+      } else {
+        for (int64_t j = 0; j < kLanes; ++j) {
+          copy_row(rows[j], begin, end, packed + j * kOutputStride);
         }
-        V::store(packed + i * P::kUnitBytes, words);
       }
     }
   }
 
+  // Units [begin, end) of one output, up to whole vectors; a row that is nullptr gives zeros.
+  void copy_row(const Storage* row, int64_t begin, int64_t end, char* to) const {
+    for (int64_t unit = begin; unit < end; unit += kLanes, to += kLanes * kUnitStride) {
+      const int64_t k = unit * kValues;
+      V::store(to, row == nullptr ? Words{} : Packing<F>::load_units(row + k, w_.num_k - k, 1.0f));
+    }
+  }
+
+  void pack_columns(int64_t begin, int64_t end, char* packed) const {
+    constexpr int64_t kStep = P::kPacksOutputs ? 1 : kLanes;
+    const Storage* outputs = w_.data + n_ * w_.n_stride;
+    const int64_t num_n = w_.num_n - n_;
+    const int64_t last = w_.num_k / kValues < end ? w_.num_k / kValues : end;
+    int64_t whole = begin;
+    if (w_.n_stride == 1 && num_n >= kStrip && last > begin) {
+      whole += (last - begin) / kStep * kStep;
+    }
+    pack_columns<true>(w_, outputs, num_n, begin, whole, packed);
+    pack_columns<false>(w_, outputs, num_n, whole, end, packed + (whole - begin) * kUnitStride);
+  }
+
+  // `kIsWhole`: kStrip outputs lie side by side and all values of the units are there. The lines of
+  // a row of weights are read together.
+  template <bool kIsWhole>
+  static void pack_columns(Weights w, const Storage* outputs, int64_t num_n, int64_t begin,
+                           int64_t end, char* packed) {
+    if constexpr (P::kPacksOutputs) {
+      for (int64_t unit = begin; unit < end; ++unit, packed += kUnitStride) {
+        for (int64_t i = 0; i < kStrip; i += kLanes) {
+          const Storage* from = outputs + i * w.n_stride;
+          V::store(packed + i * kOutputStride, column<kIsWhole>(w, from, num_n - i, unit));
+        }
+      }
+    } else {
+      for (int64_t unit = begin; unit < end; unit += kLanes, packed += kLanes * kUnitStride) {
+        Words words[kStrip / kLanes][kLanes];
+        for (int64_t j = 0; j < kLanes; ++j) {  // zeros past the end
+          for (int64_t i = 0; i < kStrip; i += kLanes) {
+            const Storage* from = outputs + i * w.n_stride;
+            words[i / kLanes][j] = column<kIsWhole>(w, from, num_n - i, unit + j);
+          }
+        }
+        for (int64_t i = 0; i < kStrip; ++i) {
+          if (i % kLanes == 0) V::transpose(words[i / kLanes]);
+          V::store(packed + i * kOutputStride, words[i / kLanes][i % kLanes]);
+        }
+      }
+    }
+  }
+
+  // One unit of kLanes outputs, of which num_n are there.
+  template <bool kIsWhole>
+  static Words column(const Weights& w, const Storage* outputs, int64_t num_n, int64_t unit) {
+    const Storage* from = outputs + unit * kValues * w.k_stride;
+    if constexpr (kIsWhole) return (Words)Packing<F>::load_column(from, w.k_stride, true);
+    Words words{};
+    for (int64_t j = 0; j < kValues && unit * kValues + j < w.num_k; ++j) {
+      words |= values_at(from + j * w.k_stride, w.n_stride, num_n, j);
+    }
+    return words;
+  }
+
   // Value k of kLanes outputs, of which num_n are there, where it belongs in a unit: in the upper
   // half for the second of a pair.
-  Words values_at(const Storage* from, int64_t num_n, int64_t half) const {
+  static Words values_at(const Storage* from, int64_t n_stride, int64_t num_n, int64_t half) {
     Storage gathered[kLanes] = {};
-    if (w_.n_stride != 1 || num_n < kLanes) {
-      for (int64_t i = 0; i < kLanes && i < num_n; ++i) gathered[i] = from[i * w_.n_stride];
+    if (n_stride != 1 || num_n < kLanes) {
+      for (int64_t i = 0; i < kLanes && i < num_n; ++i) gathered[i] = from[i * n_stride];
       from = gathered;
     }
     if constexpr (kValues == 2) {

@@ -7,6 +7,8 @@
 namespace amoeba::kernels::cpu {
 namespace {
 
+const FusedKernels& amx_bf16(const Call&) { return kAmxBf16; }
+
 bool is_fp32(const Call& call) { return call.arguments.x.dtype == DType::kF32; }
 
 const FusedKernels& avx512(const Call& call) { return is_fp32(call) ? kAvx512Fp32 : kAvx512Bf16; }
@@ -20,12 +22,20 @@ const FusedKernels& avx512_bf16(const Call& call) {
   return cpu_features().slow_bf16_pairs && has_many ? kAvx512Bf16 : kAvx512Bf16Pairs;
 }
 
-std::string supports_avx512_bf16(const ExpertsArguments& arguments, const ExpertsOptions& options) {
-  if (!cpu_features().avx512_bf16) return "this CPU has no AVX512-BF16";
+std::string bf16_refusal(const ExpertsArguments& arguments, const ExpertsOptions& options) {
   if (arguments.x.dtype != DType::kBF16) {
     return std::string("dtype ") + name_of(arguments.x.dtype) + ", want bf16";
   }
   return fused_refusal(arguments, options);
+}
+std::string supports_amx_bf16(const ExpertsArguments& arguments, const ExpertsOptions& options) {
+  const std::string reason = bf16_refusal(arguments, options);
+  if (!reason.empty() || cpu_features().amx_bf16) return reason;
+  return "needs AMX-BF16: this CPU or operating system does not offer it";
+}
+std::string supports_avx512_bf16(const ExpertsArguments& arguments, const ExpertsOptions& options) {
+  if (!cpu_features().avx512_bf16) return "this CPU has no AVX512-BF16";
+  return bf16_refusal(arguments, options);
 }
 std::string supports_avx512(const ExpertsArguments& arguments, const ExpertsOptions& options) {
   if (!cpu_features().avx512) return "this CPU has no AVX-512 (F, BW, DQ, VL)";
@@ -37,6 +47,10 @@ std::string supports_avx2(const ExpertsArguments& arguments, const ExpertsOption
 }
 
 constexpr Implementation kFused[] = {
+    implementation<amx_bf16>({"amx_bf16",
+                              "AMX-BF16: bf16 products of tiles (tdpbf16ps); tested on emulated "
+                              "tiles, on no CPU with them",
+                              supports_amx_bf16}),
     implementation<avx512_bf16>(
         {"avx512_bf16", "AVX512-BF16: bf16 products of pairs (vdpbf16ps) where they are fastest",
          supports_avx512_bf16}),

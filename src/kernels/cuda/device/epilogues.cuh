@@ -7,8 +7,9 @@
 // one copy of it serves every strip, and options are selects where they can be.
 //
 // Legend: H expert hidden width; z [R, 2H] what is kept of gate and up, in the order of blocks or
-// pairs (matrix.cuh): the pre-activation x Wgu^T + bias, or with a weight before the experts the
-// product x Wgu^T alone; a [R, H] the activation.
+// pairs (matrix.cuh), or all of one, then all of the other ("in halves"): the pre-activation x
+// Wgu^T + bias, or with a weight before the experts the product x Wgu^T alone; a [R, H] the
+// activation.
 #pragma once
 
 #include "activation.cuh"
@@ -130,6 +131,8 @@ struct GateUpRule {
   int64_t hidden = 0;                 // H
   bool pairs = false;                 // order of z
   bool up_first = false;              // in the order of blocks, up comes before gate
+  // dz is in halves; so is z where the rule is plain, otherwise it keeps the order of blocks.
+  bool halves = false;
 
   // Between the order of z and (gate, up).
   __device__ void order(float& first, float& second) const {
@@ -408,7 +411,9 @@ struct HiddenGradientEpilogue {
     }
     const int32_t h = column + 8 * q;
     const bool valid = in_rows && h < n;
-    store_quad(p, first, second, p.dz + 2 * (int64_t{row} * n + h), valid);
+    const bool halves = !kPlain && p.rule.halves;
+    T* dz = p.dz + 2 * int64_t{row} * n + (halves ? h : 2 * h);
+    store_quad(p, first, second, dz, dz + (halves ? n : 8), valid);
     if (p.activated != nullptr) {
       transpose_quad(activated);
       if (valid) {
@@ -442,16 +447,17 @@ struct HiddenGradientEpilogue {
   }
 
   static __device__ void store_quad(const Params& p, uint32_t (&first)[4], uint32_t (&second)[4],
-                                    T* to, bool valid) {
+                                    T* to, T* next, bool valid) {
     transpose_quad(first);
     transpose_quad(second);
     if (!valid) return;
     const bool pairs = !kPlain && p.rule.pairs;
-    uint4* chunk = reinterpret_cast<uint4*>(to);
-    chunk[0] = make_uint4(first[0], pairs ? second[0] : first[1], pairs ? first[1] : first[2],
-                          pairs ? second[1] : first[3]);
-    chunk[1] = make_uint4(pairs ? first[2] : second[0], pairs ? second[2] : second[1],
-                          pairs ? first[3] : second[2], second[3]);
+    *reinterpret_cast<uint4*>(to) =
+        make_uint4(first[0], pairs ? second[0] : first[1], pairs ? first[1] : first[2],
+                   pairs ? second[1] : first[3]);
+    *reinterpret_cast<uint4*>(next) =
+        make_uint4(pairs ? first[2] : second[0], pairs ? second[2] : second[1],
+                   pairs ? first[3] : second[2], second[3]);
   }
 };
 
@@ -467,6 +473,7 @@ struct WeightGradientEpilogue {
     bool accumulate = false;
     bool skip_gate = false;  // with a pairing: that half has no gradient
     bool skip_up = false;
+    int32_t halved_rows = 0;  // 2H: rows of c are in the order of halves
 
     __device__ bool wants(int64_t row, int64_t column) const {
       if (out.pairing == Pairing::kNone) return true;
@@ -484,7 +491,8 @@ struct WeightGradientEpilogue {
                                int32_t column, const Ahead&, float (&acc)[8][2]) {
     const int q = threadIdx.x & 3;
     if (p.accumulate && tile.depth == tile.depth_end) return;  // nothing to add
-    const bool in_rows = row < tile.row_end;
+    if (p.halved_rows > 0) row = blocked(row);
+    const bool in_rows = row < (p.halved_rows > 0 ? p.halved_rows : tile.row_end);
     if (p.fp32) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {

@@ -3,8 +3,9 @@
 // The 2H columns (or rows) of gate and up have one order inside the kernels: eight of gate, eight
 // of up, and so on ("blocks"), so that one thread holds matching gate and up values after a
 // product; or eight of up first. Where a stored parameter alternates gate and up inside a row, that
-// order is kept
-// ("pairs"). Every stored layout is one of these three pairings.
+// order is kept ("pairs"). Every stored layout is one of these three pairings. Gate and up that lie
+// apart by column are taken 64 columns at a time in turn by sm_90a ("halves"): copies of 16 bytes
+// are too small for its copy engine, and blocks of 64 meet in one thread as well.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,18 @@ __device__ inline int64_t unblocked(int64_t position) {
   return (position >> 4) * 8 + (position & 7);
 }
 __device__ inline bool is_up(int64_t position) { return (position & 8) != 0; }
+
+// The same in the order of halves: which of the two, and the column within it.
+inline constexpr int kHalvesColumns = 64;
+__device__ inline int32_t half_of(int32_t position) { return position / kHalvesColumns % 2; }
+__device__ inline int32_t column_in_half(int32_t position) {
+  return position / (2 * kHalvesColumns) * kHalvesColumns + position % kHalvesColumns;
+}
+// From there to the order of blocks.
+__device__ inline int32_t blocked(int32_t position) {
+  const int32_t column = column_in_half(position);
+  return column / 8 * 16 + half_of(position) * 8 + column % 8;
+}
 
 inline constexpr int64_t kMaxRowStride = int64_t{1} << 26;
 
@@ -74,6 +87,7 @@ struct GroupedProduct {
   const int32_t* offsets = nullptr;    // [E+1], valid
   const int2* tiles = nullptr;         // (expert, first row) of each block of kTileRows rows
   const int32_t* num_tiles = nullptr;  // [1]
+  uint32_t* drawn = nullptr;           // [1], by depth: 0 at the start; see sm90/turns.cuh
 };
 
 inline constexpr int kTileRows = 128;

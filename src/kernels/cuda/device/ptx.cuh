@@ -19,6 +19,12 @@ __device__ inline void store_shared(uint32_t to, const float (&value)[4]) {
                : "memory");
 }
 
+__device__ inline uint32_t load_word(uint32_t from) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  return value;
+}
+
 __device__ inline void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }

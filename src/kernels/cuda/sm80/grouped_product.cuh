@@ -157,6 +157,7 @@ template <typename T>
 const Products<T>& sm80_products() {
   static const Products<T> products = {
       true,
+      false,
       launch_sm80_by_rows<T, device::RowsEpilogue<T>>,
       launch_sm80_gated<T, device::UpEpilogue>,
       launch_sm80_gated<T, device::HiddenGradientEpilogue>,

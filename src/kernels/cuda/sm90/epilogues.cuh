@@ -33,6 +33,10 @@ __device__ inline void store_matrices(uint32_t to, const uint32_t (&word)[4]) {
                : "memory");
 }
 
+__device__ inline void store_pair(uint32_t to, float first, float second) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(first), "f"(second) : "memory");
+}
+
 __device__ inline uint4 load_shared(uint32_t from) {
   uint4 value;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -63,6 +67,20 @@ __device__ inline void put_piece(uint32_t piece, const float (&c)[8][4], int lan
   }
 }
 
+// 16 x 32 of c in fp32, from block 4 kPart on.
+template <int kPart>
+__device__ inline void put_fp32_piece(uint32_t piece, const float (&c)[8][4], int lane) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t chunk = chunk_address(piece, lane / 4 + 8 * r, 2 * j + lane % 4 / 2);
+      const float* pair = &c[4 * kPart + j][2 * r];
+      store_pair(chunk + lane % 2 * 8, pair[0], pair[1]);
+    }
+  }
+}
+
 // Two pieces of a warp, in turn.
 class PieceRing {
  public:
@@ -81,31 +99,40 @@ class PieceRing {
   uint32_t turn_ = 0;
 };
 
-// After a fence and a barrier of the warp. `out` is element (row, column) of the piece in memory.
-__device__ inline void send_piece(const CUtensorMap& map, uint32_t piece, char* out,
-                                  int64_t row_stride, int32_t row, int32_t column,
-                                  int32_t valid_rows, int32_t columns_left, int lane) {
-  if (valid_rows >= kPieceRows) {
-    if (lane == 0) store_box(&map, piece, column, row, 0);
+// Where a piece goes: in memory and in a map, whose third coordinate is the half, if any.
+struct PiecePlace {
+  char* out;
+  int64_t row_stride;
+  int32_t row;
+  int32_t column;
+  int32_t half;
+  int32_t valid_rows;
+  int32_t columns_left;
+};
+
+// After a fence and a barrier of the warp.
+__device__ inline void send_piece(const CUtensorMap& map, uint32_t piece, const PiecePlace& place,
+                                  int lane) {
+  if (place.valid_rows >= kPieceRows) {
+    if (lane == 0) store_box(&map, piece, place.column, place.row, place.half);
     return;
   }
 #pragma unroll 1
   for (int i = lane; i < kPieceRows * 8; i += 32) {
     const int chunk = i % 8;
-    if (i / 8 >= valid_rows || chunk * 8 >= columns_left) continue;
-    *reinterpret_cast<uint4*>(out + i / 8 * row_stride + chunk * 16) =
+    if (i / 8 >= place.valid_rows || chunk * 8 >= place.columns_left) continue;
+    *reinterpret_cast<uint4*>(place.out + i / 8 * place.row_stride + chunk * 16) =
         load_shared(chunk_address(piece, i / 8, chunk));
   }
   __syncwarp();
 }
 
 // The same with them, as a group of stores.
-__device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, char* out,
-                                   int64_t row_stride, int32_t row, int32_t column,
-                                   int32_t valid_rows, int32_t columns_left, int lane) {
+__device__ inline void store_piece(const CUtensorMap& map, uint32_t piece, const PiecePlace& place,
+                                   int lane) {
   fence_shared_for_products();
   __syncwarp();
-  send_piece(map, piece, out, row_stride, row, column, valid_rows, columns_left, lane);
+  send_piece(map, piece, place, lane);
   if (lane == 0) commit_stores();
 }
 
@@ -126,9 +153,9 @@ class Sm90Rows : public Sm90Pieces {
     Arguments rows;
     CUtensorMap out;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& rows, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& rows) {
     return {rows,
-            make_tensor_map({rows.out, 0, rows.row_stride}, is_bf16, 1, p.m, p.n, kPieceRows)};
+            make_tensor_map({rows.out, 0, rows.row_stride}, kDTypeOf<T>, 1, p.m, p.n, kPieceRows)};
   }
 
   __device__ Sm90Rows(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
@@ -142,9 +169,11 @@ class Sm90Rows : public Sm90Pieces {
       if (p_.rows.bias != nullptr) add_bias(tile, column, n, acc[i]);
       const uint32_t piece = ring_.next(lane);
       put_piece<T>(piece, acc[i], lane);
-      store_piece(p_.out, piece,
-                  p_.rows.out + row * p_.rows.row_stride + column * static_cast<int64_t>(sizeof(T)),
-                  p_.rows.row_stride, row, column, tile.row_end - row, n - column, lane);
+      store_piece(
+          p_.out, piece,
+          {p_.rows.out + row * p_.rows.row_stride + column * static_cast<int64_t>(sizeof(T)),
+           p_.rows.row_stride, row, column, 0, tile.row_end - row, n - column},
+          lane);
     }
   }
 
@@ -168,9 +197,36 @@ class Sm90Rows : public Sm90Pieces {
   PieceRing ring_;
 };
 
-// ---- up: z and a of silu(gate) * up
-
+// z or dz [R, 2H] in boxes of `box_rows`; in halves the map's third dimension is the half.
 template <typename T>
+CUtensorMap make_gate_up_map(const GroupedProduct& p, void* data, int64_t hidden, bool halves,
+                             int box_rows) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+  const Matrix rows = {static_cast<char*>(data), hidden * kBytes, 2 * hidden * kBytes};
+  return halves ? make_tensor_map(rows, kDTypeOf<T>, 2, p.m, hidden, box_rows)
+                : make_tensor_map(rows, kDTypeOf<T>, 1, p.m, 2 * hidden, box_rows);
+}
+
+// Piece `index` of four of z or dz over 128 columns of a from `h` on.
+template <typename T, bool kHalves>
+__device__ inline PiecePlace gate_up_place(void* data, int64_t hidden, int32_t row, int32_t h,
+                                           int index, int32_t row_end) {
+  constexpr int64_t kBytes = sizeof(T);
+  const auto width = static_cast<int32_t>(kHalves ? hidden : 2 * hidden);
+  const int32_t column = kHalves ? h + kPieceColumns * (index / 2) : 2 * h + kPieceColumns * index;
+  const int32_t half = kHalves ? index % 2 : 0;
+  return {static_cast<char*>(data) + (2 * hidden * row + hidden * half + column) * kBytes,
+          2 * hidden * kBytes,
+          row,
+          column,
+          half,
+          row_end - row,
+          width - column};
+}
+
+// ---- up: z and a of silu(gate) * up. In halves, gate and up are pieces 0 and 1, and 2 and 3
+
+template <typename T, bool kHalves>
 class Sm90Up : public Sm90Pieces {
  public:
   using Arguments = UpParams<T>;
@@ -178,30 +234,34 @@ class Sm90Up : public Sm90Pieces {
     Arguments up;
     CUtensorMap z;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& up, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& up) {
     Params params = {up, {}};
-    if (up.z.data != nullptr) params.z = make_product_map(p, up.z, is_bf16);
+    if (up.z.data != nullptr) {
+      params.z = make_gate_up_map<T>(p, up.z.data, up.rule.hidden, kHalves, kPieceRows);
+    }
     return params;
   }
 
   __device__ Sm90Up(const Params& p, const WarpSpace& space) : p_(p), ring_(space.address) {}
 
-  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
+  __device__ void run(const Tile& tile, int32_t row, int32_t, float (&acc)[4][8][4]) {
     if (row >= tile.row_end) return;
     const int lane = threadIdx.x & 31;
     const bool up_first = p_.up.rule.up_first;
+    const int32_t h0 = tile.column / 2;
     // Of rows lane / 4 and lane / 4 + 8. Stored last: a fence waits for the stores before it.
     uint32_t activated[4][2][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int32_t column = tile.column + kPieceColumns * i;
-      if (column >= n) break;
+      const PiecePlace place =
+          gate_up_place<T, kHalves>(p_.up.z.data, p_.up.rule.hidden, row, h0, i, tile.row_end);
+      if (place.columns_left <= 0) break;
       const bool keeps = p_.up.z.data != nullptr;
       const uint32_t piece = keeps ? ring_.next(lane) : 0;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const float(&first)[4] = acc[i][2 * j];
-        const float(&second)[4] = acc[i][2 * j + 1];
+        const float(&first)[4] = kHalves ? acc[i / 2 * 2][i % 2 * 4 + j] : acc[i][2 * j];
+        const float(&second)[4] = kHalves ? acc[i / 2 * 2 + 1][i % 2 * 4 + j] : acc[i][2 * j + 1];
         float a[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
@@ -210,26 +270,18 @@ class Sm90Up : public Sm90Pieces {
         }
         activated[i][0][j] = pack<T>(a[0], a[1]);
         activated[i][1][j] = pack<T>(a[2], a[3]);
-        if (keeps) {
-          store_matrices(blocks_address(piece, 2 * j, lane),
-                         {pack<T>(first[0], first[1]), pack<T>(first[2], first[3]),
-                          pack<T>(second[0], second[1]), pack<T>(second[2], second[3])});
-        }
       }
-      if (keeps) {
-        char* out = static_cast<char*>(p_.up.z.data) +
-                    (row * p_.up.z.columns + column) * static_cast<int64_t>(sizeof(T));
-        store_piece(p_.z, piece, out, p_.up.z.columns * static_cast<int64_t>(sizeof(T)), row,
-                    column, tile.row_end - row, n - column, lane);
-      }
+      if (!keeps) continue;
+      put_piece<T>(piece, acc[i], lane);
+      store_piece(p_.z, piece, place, lane);
     }
     if (p_.up.activated == nullptr) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int32_t column = tile.column + kPieceColumns * i;
-      if (column >= n) return;
-      store_activated(activated[i][0], row + lane / 4, column / 2, tile.row_end);
-      store_activated(activated[i][1], row + lane / 4 + 8, column / 2, tile.row_end);
+      const int32_t h = h0 + 32 * i;
+      if (h >= p_.up.rule.hidden) return;
+      store_activated(activated[i][0], row + lane / 4, h, tile.row_end);
+      store_activated(activated[i][1], row + lane / 4 + 8, h, tile.row_end);
     }
   }
 
@@ -242,21 +294,15 @@ class Sm90Up : public Sm90Pieces {
         make_uint4(word[0], word[1], word[2], word[3]);
   }
 
-  static CUtensorMap make_product_map(const GroupedProduct& p, const StoredProduct& z,
-                                      bool is_bf16) {
-    return make_tensor_map(
-        {static_cast<char*>(z.data), 0, z.columns * static_cast<int64_t>(sizeof(T))}, is_bf16, 1,
-        p.m, z.columns, kPieceRows);
-  }
-
   const Params& p_;
   PieceRing ring_;
 };
 
 // ---- hidden gradient of silu(gate) * up: z comes through the stages after a tile's operands, 64
-// columns of a at a time; dz takes its place, and a that of the other operand
+// columns of a at a time, as two boxes (gate and up in halves); dz takes its place, and a that of
+// the other operand
 
-template <typename T>
+template <typename T, bool kHalves>
 class Sm90HiddenGradient {
  public:
   static constexpr bool kReadsStages = true;
@@ -269,14 +315,17 @@ class Sm90HiddenGradient {
     CUtensorMap dz;
     CUtensorMap activated;
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& g, bool is_bf16) {
-    const auto map = [&](void* data, int64_t columns, int box_rows) {
-      if (data == nullptr) return CUtensorMap{};
-      return make_tensor_map({static_cast<char*>(data), 0, columns * 2}, is_bf16, 1, p.m, columns,
-                             box_rows);
+  static Params make_params(const GroupedProduct& p, const Arguments& g) {
+    const auto map = [&](void* data, int box_rows) {
+      return make_gate_up_map<T>(p, data, p.n, kHalves, box_rows);
     };
-    return {g, map(g.z.data, 2 * p.n, kTileRows), map(g.dz, 2 * p.n, kPieceRows),
-            map(g.activated, p.n, kPieceRows)};
+    Params params = {g, map(g.z.data, kTileRows), map(g.dz, kPieceRows), {}};
+    if (g.activated != nullptr) {
+      const Matrix rows = {reinterpret_cast<char*>(g.activated), 0,
+                           p.n * static_cast<int64_t>(sizeof(T))};
+      params.activated = make_tensor_map(rows, kDTypeOf<T>, 1, p.m, p.n, kPieceRows);
+    }
+    return params;
   }
 
   // By the thread that copies.
@@ -287,8 +336,10 @@ class Sm90HiddenGradient {
       wait(pipeline.empty(), pipeline.parity ^ 1);
       arrive_expecting(pipeline.full(), 2 * Sm90::kBytesHalf);
       for (int half = 0; half < 2; ++half) {
+        const int32_t h = tile.column + kPieceColumns * i;
         copy_box<false>(pipeline.stage() + Sm90::kBytesA + half * Sm90::kBytesHalf, &p.z,
-                        pipeline.full(), 2 * tile.column + 128 * i + 64 * half, tile.row, 0);
+                        pipeline.full(), kHalves ? h : 2 * h + kPieceColumns * half, tile.row,
+                        kHalves ? half : 0);
       }
       pipeline.advance();
     }
@@ -380,17 +431,23 @@ class Sm90HiddenGradient {
     uint32_t activated[8][2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t piece = stage + Sm90::kBytesA + half * Sm90::kBytesHalf + slab;
+      // This lane's row of 8 columns of gate or up, for load_matrices and store_matrices.
+      const auto block_address = [&](int j) {
+        const uint32_t boxes = stage + Sm90::kBytesA + slab;
+        return kHalves
+                   ? chunk_address(boxes + lane / 16 * Sm90::kBytesHalf, lane & 15, 4 * half + j)
+                   : blocks_address(boxes + half * Sm90::kBytesHalf, 2 * j, lane);
+      };
       float part[2] = {0, 0};
       uint32_t z[4][4];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) load_matrices<false>(z[j], blocks_address(piece, 2 * j, lane));
+      for (int j = 0; j < 4; ++j) load_matrices<false>(z[j], block_address(j));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         compute_block(da[4 * half + j], after, z[j], activated[4 * half + j], part);
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) store_matrices(blocks_address(piece, 2 * j, lane), z[j]);
+      for (int j = 0; j < 4; ++j) store_matrices(block_address(j), z[j]);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float sum = sum_quad(part[r]);
@@ -404,23 +461,20 @@ class Sm90HiddenGradient {
     }
     fence_shared_for_products();
     __syncwarp();
-    const int32_t valid_rows = tile.row_end - row;
-    const int32_t column = tile.column + kPieceColumns * index;
-    const int64_t stride = static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int32_t at = 2 * column + kPieceColumns * half;
-      if (at >= 2 * n) break;
-      send_piece(
-          p_.dz, stage + Sm90::kBytesA + half * Sm90::kBytesHalf + slab,
-          reinterpret_cast<char*>(g.dz) + row * 2 * stride + at * static_cast<int64_t>(sizeof(T)),
-          2 * stride, row, at, valid_rows, 2 * n - at, lane);
+      const PiecePlace place =
+          gate_up_place<T, kHalves>(g.dz, n, row, tile.column, 2 * index + half, tile.row_end);
+      if (place.columns_left <= 0) break;
+      send_piece(p_.dz, stage + Sm90::kBytesA + half * Sm90::kBytesHalf + slab, place, lane);
     }
     if (g.activated == nullptr) return;
+    const int32_t column = tile.column + kPieceColumns * index;
     send_piece(p_.activated, piece_a,
-               reinterpret_cast<char*>(g.activated) + row * stride +
-                   column * static_cast<int64_t>(sizeof(T)),
-               stride, row, column, valid_rows, n - column, lane);
+               {reinterpret_cast<char*>(g.activated + int64_t{row} * n + column),
+                static_cast<int64_t>(n) * static_cast<int64_t>(sizeof(T)), row, column, 0,
+                tile.row_end - row, n - column},
+               lane);
   }
 
   // From z to dz of 8 columns of gate and up.
@@ -448,68 +502,155 @@ class Sm90HiddenGradient {
   int pending_ = -1;  // the stage whose stores may still read
 };
 
-// ---- weight gradient: c [m, n] of an expert, written in the element type
+// ---- weight gradient: c [m, n] of an expert, written or added as Out (T or fp32). What it is
+// added to is read 64 columns ahead. The copy engine could add fp32, but takes numbers below the
+// smallest normal one for zero
 
-template <typename T>
+template <typename T, typename Out, bool kAdds>
 class Sm90WeightGradient : public Sm90Pieces {
  public:
   using Arguments = typename WeightGradientEpilogue<T>::Params;
   struct Params {
-    CUtensorMap out;
-    bool is_paired;
-    bool up_is_below;  // in memory, of gate
+    CUtensorMap map;
+    Matrix out;
+    int32_t hidden;    // H, in halves
+    int32_t is_below;  // 1: of gate and up the second lies below the first in memory
   };
-  static Params make_params(const GroupedProduct& p, const Arguments& gradient, bool is_bf16) {
+  static Params make_params(const GroupedProduct& p, const Arguments& gradient) {
     const bool is_paired = gradient.out.pairing == Pairing::kRowBlocks;
-    return {make_tensor_map(rising(gradient.out), is_bf16, p.num_experts, p.m, p.n,
+    return {make_tensor_map(rising(gradient.out), kDTypeOf<Out>, p.num_experts, p.m, p.n,
                             is_paired ? kPieceRows / 2 : kPieceRows),
-            is_paired, is_paired && gradient.out.up_offset < 0};
+            gradient.out, static_cast<int32_t>(p.n / 2), gradient.out.up_offset < 0 ? 1 : 0};
   }
-  static bool takes(const Arguments& gradient) {
-    return !gradient.fp32 && !gradient.accumulate && !gradient.skip_gate && !gradient.skip_up &&
-           has_tensor_map(rising(gradient.out));
+  // Rows or columns of c have to come as `out` has them.
+  static bool takes(const GroupedProduct& p, const Arguments& gradient) {
+    const bool in_halves = gradient.out.pairing == Pairing::kColumnBlocks;
+    return !gradient.skip_gate && !gradient.skip_up && has_tensor_map(rising(gradient.out)) &&
+           gradient.halved_rows == 0 && in_halves == (p.b.pairing == Pairing::kColumnBlocks);
   }
 
   __device__ Sm90WeightGradient(const Params& p, const WarpSpace& space)
       : p_(p), ring_(space.address) {}
 
   __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
-    const int lane = threadIdx.x & 31;
+    if (kAdds && tile.depth == tile.depth_end) return;  // nothing to add
+    if constexpr (kAdds) load(tile, row, tile.column, n);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int32_t column = tile.column + kPieceColumns * i;
       if (row >= tile.row_end || column >= n) return;
-      const uint32_t piece = ring_.next(lane);
-      put_piece<T>(piece, acc[i], lane);
-      fence_shared_for_products();
-      __syncwarp();
-      if (lane != 0) continue;
-      if (p_.is_paired) {
-        const int32_t below = p_.up_is_below ? 1 : 0;
-        store_box(&p_.out, piece, column, 0, below, row / 16, tile.expert);
-        store_box(&p_.out, piece + kPieceBytes / 2, column, 0, 1 - below, row / 16, tile.expert);
-      } else {
-        store_box(&p_.out, piece, column, row, tile.expert);
+      if constexpr (kAdds) {
+        add(acc[i]);
+        if (i < 3) load(tile, row, column + kPieceColumns, n);
       }
-      commit_stores();
+      if constexpr (kIsWide) {
+        store(tile, row, column,
+              [&](uint32_t piece, int lane) { put_fp32_piece<0>(piece, acc[i], lane); });
+        store(tile, row, column + kPieceColumns / 2,
+              [&](uint32_t piece, int lane) { put_fp32_piece<1>(piece, acc[i], lane); });
+      } else {
+        store(tile, row, column,
+              [&](uint32_t piece, int lane) { put_piece<T>(piece, acc[i], lane); });
+      }
     }
   }
 
  private:
+  static constexpr bool kIsWide = sizeof(Out) == 4;
+  using Pair = std::conditional_t<kIsWide, float2, uint32_t>;
+
   // With gate and up in the order of their addresses, as a tensor map wants them.
   static Matrix rising(Matrix out) {
-    if (out.pairing == Pairing::kRowBlocks && out.up_offset < 0) {
+    if (out.pairing != Pairing::kNone && out.up_offset < 0) {
       out.base += out.up_offset;
       out.up_offset = -out.up_offset;
     }
     return out;
   }
 
+  __device__ bool in_halves() const { return p_.out.pairing == Pairing::kColumnBlocks; }
+  __device__ int32_t columns_left(int32_t column, int32_t n) const {
+    return in_halves() ? p_.hidden - column_in_half(column) : n - column;
+  }
+  __device__ const char* old_at(int32_t expert, int32_t row, int32_t column) const {
+    if (!in_halves()) return p_.out.at(expert, row, column, sizeof(Out));
+    return p_.out.at(expert, row, 0, sizeof(Out)) + (half_of(column) == 1 ? p_.out.up_offset : 0) +
+           column_in_half(column) * static_cast<int64_t>(sizeof(Out));
+  }
+
+  // This lane's part of 16 x 64 before the sum; zeros outside.
+  __device__ void load(const Tile& tile, int32_t row, int32_t column, int32_t n) {
+    const int lane = threadIdx.x & 31;
+    const int32_t left = columns_left(column, n);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t at_row = row + lane / 4 + 8 * r;
+      const Pair* from =
+          reinterpret_cast<const Pair*>(old_at(tile.expert, at_row, column)) + lane % 4;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        old_[j][r] = at_row < tile.row_end && 8 * j < left ? from[4 * j] : Pair{};
+      }
+    }
+  }
+
+  __device__ void add(float (&c)[8][4]) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float2 old;
+        if constexpr (kIsWide) {
+          old = old_[j][r];
+        } else {
+          old = unpack<T>(old_[j][r]);
+        }
+        c[j][2 * r] += old.x;
+        c[j][2 * r + 1] += old.y;
+      }
+    }
+  }
+
+  template <typename Put>
+  __device__ void store(const Tile& tile, int32_t row, int32_t column, const Put& put) {
+    const int lane = threadIdx.x & 31;
+    const uint32_t piece = ring_.next(lane);
+    put(piece, lane);
+    fence_shared_for_products();
+    __syncwarp();
+    if (lane != 0) return;
+    if (in_halves()) {
+      store_box(&p_.map, piece, column_in_half(column), row, half_of(column) ^ p_.is_below,
+                tile.expert, 0);
+    } else if (p_.out.pairing == Pairing::kRowBlocks) {
+      store_box(&p_.map, piece, column, 0, p_.is_below, row / 16, tile.expert);
+      store_box(&p_.map, piece + kPieceBytes / 2, column, 0, 1 - p_.is_below, row / 16,
+                tile.expert);
+    } else {
+      store_box(&p_.map, piece, column, row, tile.expert);
+    }
+    commit_stores();
+  }
+
   const Params& p_;
   PieceRing ring_;
+  Pair old_[kAdds ? 8 : 1][2];
 };
 
 // ---- every option, by strips
+
+// From the order of halves to that of blocks.
+__device__ inline void order_blocks(float (&acc)[4][8][4]) {
+  float halves[4][8][4];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) halves[i / 32][i / 4 % 8][i % 4] = acc[i / 32][i / 4 % 8][i % 4];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) {
+    const int block = i / 8;  // of gate and up
+    const int half = i / 4 % 2;
+    acc[i / 32][i / 4 % 8][i % 4] = halves[block / 8 * 2 + half][block % 8][i % 4];
+  }
+}
 
 template <typename Epilogue>
 class Sm90Strips {
@@ -518,16 +659,21 @@ class Sm90Strips {
   static constexpr int kStages = 4;
   static constexpr int kWarpBytes = kStageBytes;
   using Arguments = typename Epilogue::Params;
-  using Params = Arguments;
-  static Params make_params(const GroupedProduct&, const Arguments& arguments, bool) {
-    return arguments;
+  struct Params {
+    Arguments arguments;
+    int32_t n;
+    bool halves;  // columns of c come in that order
+  };
+  static Params make_params(const GroupedProduct& p, const Arguments& arguments) {
+    return {arguments, static_cast<int32_t>(p.n), p.b.pairing == Pairing::kColumnBlocks};
   }
 
   __device__ Sm90Strips(const Params& p, const WarpSpace& space)
       : p_(p), stage_(reinterpret_cast<float4 (*)[32]>(space.bytes)) {}
 
-  __device__ void run(const Tile& tile, int32_t row, int32_t n, float (&acc)[4][8][4]) {
-    run_epilogue<Epilogue>(p_, tile, n, acc, stage_, [&](int i) {
+  __device__ void run(const Tile& tile, int32_t row, int32_t, float (&acc)[4][8][4]) {
+    if (p_.halves) order_blocks(acc);
+    run_epilogue<Epilogue>(p_.arguments, tile, p_.n, acc, stage_, [&](int i) {
       return Place{row, tile.column + kPieceColumns * i};
     });
   }

@@ -14,6 +14,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/sm90/epilogues.cuh"
+#include "kernels/cuda/sm90/turns.cuh"
 
 namespace amoeba::kernels::cuda {
 
@@ -80,20 +81,27 @@ __device__ bool find_pair(const GroupedProduct& p, uint32_t row_tiles, uint32_t 
 
 // ---- group 0: one thread
 
+// A box of an operand from `row` and `column` on, as stored.
+template <bool kToPair>
+__device__ inline void copy_operand(uint32_t to, const CUtensorMap& map, Pairing pairing,
+                                    uint32_t barrier, int32_t column, int32_t row, int32_t expert) {
+  if (pairing == Pairing::kRowBlocks) {
+    copy_box<kToPair>(to, &map, barrier, column, 0, 0, row / 16, expert);
+  } else if (pairing == Pairing::kColumnBlocks) {
+    copy_box<kToPair>(to, &map, barrier, column_in_half(column), row, half_of(column), expert, 0);
+  } else {
+    copy_box<kToPair>(to, &map, barrier, column, row, expert);
+  }
+}
+
 // kHalf columns of b, by 64 columns where they lie along a row.
 template <bool kMnMajor, bool kToPair>
 __device__ void copy_half(const CUtensorMap& map, Pairing pairing, int32_t expert, int32_t first,
                           int32_t depth, uint32_t to, uint32_t barrier) {
 #pragma unroll
   for (int i = 0; i < (kMnMajor ? Sm90::kHalf / 64 : 1); ++i) {
-    const int32_t column = kMnMajor ? first + 64 * i : depth;
-    const int32_t row = kMnMajor ? depth : first;
-    const uint32_t at = to + i * Sm90::kBlockBytes;
-    if (pairing == Pairing::kRowBlocks) {
-      copy_box<kToPair>(at, &map, barrier, column, 0, 0, row / 16, expert);
-    } else {
-      copy_box<kToPair>(at, &map, barrier, column, row, expert);
-    }
+    copy_operand<kToPair>(to + i * Sm90::kBlockBytes, map, pairing, barrier,
+                          kMnMajor ? first + 64 * i : depth, kMnMajor ? depth : first, expert);
   }
 }
 
@@ -101,10 +109,10 @@ template <bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
                            const CUtensorMap& map_b, const typename Epilogue::Params& params,
                            uint32_t row_tiles, uint32_t rank,
-                           Sm90Pipeline<Epilogue::kStages> pipeline) {
+                           Sm90Pipeline<Epilogue::kStages> pipeline, Sm90Turns<kGrouping> turns) {
   PairTile found;
-  for (uint32_t index = blockIdx.x / Sm90::kPair;
-       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
+  for (uint32_t index = turns.first(); find_pair<kGrouping>(p, row_tiles, index, rank, &found);
+       index = turns.next_to_copy(index, rank)) {
     const Tile& tile = found.tile;
     const int32_t expert = kGrouping == Grouping::kByDepth ? 0 : tile.expert;
     const int num_halves = found.is_wide ? 2 : 1;
@@ -116,10 +124,11 @@ __device__ void copy_tiles(const GroupedProduct& p, const CUtensorMap& map_a,
       if constexpr (kMnMajorA) {
 #pragma unroll
         for (int i = 0; i < kTileRows / 64; ++i) {
-          copy_box<false>(a + i * Sm90::kBlockBytes, &map_a, full, tile.row + 64 * i, depth, 0);
+          copy_operand<false>(a + i * Sm90::kBlockBytes, map_a, p.a.pairing, full,
+                              tile.row + 64 * i, depth, 0);
         }
       } else {
-        copy_box<false>(a, &map_a, full, depth, tile.row, 0);
+        copy_operand<false>(a, map_a, p.a.pairing, full, depth, tile.row, 0);
       }
       for (int half = 0; half < num_halves; ++half) {
         const int32_t column = tile.column + half * Sm90::kHalf;
@@ -212,14 +221,15 @@ __device__ void multiply_tile(const Tile& tile, int group, Sm90Pipeline<kStages>
 template <typename T, bool kMnMajorA, bool kMnMajorB, Grouping kGrouping, typename Epilogue>
 __device__ void compute_tiles(const GroupedProduct& p, const typename Epilogue::Params& params,
                               uint32_t row_tiles, uint32_t rank,
-                              Sm90Pipeline<Epilogue::kStages> pipeline, const WarpSpace& space) {
+                              Sm90Pipeline<Epilogue::kStages> pipeline, Sm90Turns<kGrouping> turns,
+                              const WarpSpace& space) {
   const int group = threadIdx.x / Sm90::kGroupThreads - 1;
   const int warp = threadIdx.x / 32 % 4;
   const auto n = static_cast<int32_t>(p.n);
   Epilogue epilogue(params, space);
   PairTile found;
-  for (uint32_t index = blockIdx.x / Sm90::kPair;
-       find_pair<kGrouping>(p, row_tiles, index, rank, &found); index += gridDim.x / Sm90::kPair) {
+  for (uint32_t index = turns.first(); find_pair<kGrouping>(p, row_tiles, index, rank, &found);
+       index = turns.next_to_compute(index)) {
     const Tile& tile = found.tile;
     const int32_t row = tile.row + 64 * group + kPieceRows * warp;
     float acc[4][8][4];
@@ -255,7 +265,9 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
   Sm90Pipeline<kStages> pipeline;
   pipeline.stages = (shared_address(shared) + 1023) / 1024 * 1024;
   pipeline.barriers = pipeline.stages + kStages * Sm90::kStageBytes;
+  const Sm90Turns<kGrouping> turns(pipeline.barriers + Sm90::kBarrierBytes / 2, p.drawn);
   if (threadIdx.x == 0) {
+    turns.init();
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(pipeline.barriers + stage * 8, 1);
       init_barrier(pipeline.empty(stage), Sm90::kPair * Sm90::kComputingWarps);
@@ -269,7 +281,7 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
     give_registers<Sm90::kCopyRegisters>();
     if (threadIdx.x == 0) {
       copy_tiles<kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, map_a, map_b, epilogue, row_tiles,
-                                                            rank, pipeline);
+                                                            rank, pipeline, turns);
     }
   } else {
     take_registers<Sm90::kComputeRegisters>();
@@ -278,7 +290,7 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
     space.address = pipeline.barriers + Sm90::kBarrierBytes + warp * Epilogue::kWarpBytes;
     space.bytes = shared + (space.address - shared_address(shared));
     compute_tiles<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>(p, epilogue, row_tiles, rank,
-                                                                pipeline, space);
+                                                                pipeline, turns, space);
   }
   __syncwarp();
   synchronize_pair();  // the other block may still arrive here
@@ -286,12 +298,24 @@ __global__ void __cluster_dims__(Sm90::kPair, 1, 1) __launch_bounds__(Sm90::kThr
 
 }  // namespace device
 
+// In the order of halves the last 64 columns of each are filled up with zeros.
+inline device::GroupedProduct fill_halves(device::GroupedProduct p, device::Grouping grouping,
+                                          bool mn_major_b) {
+  const auto fill = [](const device::Matrix& matrix, int64_t& columns) {
+    if (matrix.pairing != device::Pairing::kColumnBlocks) return;
+    columns = ceil_div(columns, 2 * device::kHalvesColumns) * 2 * device::kHalvesColumns;
+  };
+  fill(p.b, mn_major_b ? p.n : p.k);
+  if (grouping == device::Grouping::kByDepth) fill(p.a, p.m);
+  return p;
+}
+
 template <typename T, bool kMnMajorA, bool kMnMajorB, device::Grouping kGrouping, typename Epilogue>
 void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Arguments& arguments,
                  const ProductLaunch& launch) {
   using device::Sm90;
   constexpr bool kByRows = kGrouping == device::Grouping::kByRows;
-  constexpr bool kIsBf16 = std::is_same_v<T, device::bf16>;
+  constexpr DType kDType = kDTypeOf<T>;
   constexpr int kSharedBytes = device::sm90_shared_bytes<Epilogue>();
   const auto kernel = device::sm90_grouped_product<T, kMnMajorA, kMnMajorB, kGrouping, Epilogue>;
   check_cuda(
@@ -304,15 +328,15 @@ void launch_sm90(const device::GroupedProduct& p, const typename Epilogue::Argum
   CUtensorMap map_a = {};
   CUtensorMap map_b = {};
   if constexpr (kByRows) {
-    map_a = make_tensor_map(p.a, kIsBf16, 1, p.m, p.k, device::kTileRows);
-    map_b = make_tensor_map(p.b, kIsBf16, p.num_experts, kMnMajorB ? p.k : p.n,
+    map_a = make_tensor_map(p.a, kDType, 1, p.m, p.k, device::kTileRows);
+    map_b = make_tensor_map(p.b, kDType, p.num_experts, kMnMajorB ? p.k : p.n,
                             kMnMajorB ? p.n : p.k, kMnMajorB ? Sm90::kDepth : Sm90::kHalf);
   } else if (p.k > 0) {
-    map_a = make_tensor_map(p.a, kIsBf16, 1, p.k, p.m, Sm90::kDepth);
-    map_b = make_tensor_map(p.b, kIsBf16, 1, p.k, p.n, Sm90::kDepth);
+    map_a = make_tensor_map(p.a, kDType, 1, p.k, p.m, Sm90::kDepth);
+    map_b = make_tensor_map(p.b, kDType, 1, p.k, p.n, Sm90::kDepth);
   }
   kernel<<<static_cast<unsigned>(blocks), Sm90::kThreads, kSharedBytes, launch.stream>>>(
-      p, map_a, map_b, Epilogue::make_params(p, arguments, kIsBf16));
+      fill_halves(p, kGrouping, kMnMajorB), map_a, map_b, Epilogue::make_params(p, arguments));
   check_launch("sm90_grouped_product");
 }
 
@@ -326,32 +350,74 @@ void launch_sm90_by_rows(const device::GroupedProduct& p,
 }
 
 // Up and hidden gradient: the plain case has its own code.
-template <typename T, typename Plain, typename General>
-void launch_sm90_gated(const device::GroupedProduct& p, const typename Plain::Arguments& arguments,
-                       const ProductLaunch& launch) {
-  arguments.rule.is_plain() && arguments.z.scales == nullptr
-      ? launch_sm90_by_rows<T, Plain>(p, arguments, launch)
-      : launch_sm90_by_rows<T, device::Sm90Strips<General>>(p, arguments, launch);
+template <typename Arguments>
+bool is_plain(const Arguments& arguments) {
+  return arguments.rule.is_plain() && arguments.z.scales == nullptr;
+}
+
+template <typename T>
+void launch_sm90_up(const device::GroupedProduct& p, const typename Products<T>::Up& arguments,
+                    const ProductLaunch& launch) {
+  constexpr auto kByRows = device::Grouping::kByRows;
+  if (!is_plain(arguments)) {
+    using General = device::Sm90Strips<device::UpEpilogue<T, false>>;
+    launch_sm90_by_rows<T, General>(p, arguments, launch);
+  } else if (launch.mn_major_b) {  // without pairs gate and up are then apart by column
+    launch_sm90<T, false, true, kByRows, device::Sm90Up<T, true>>(p, arguments, launch);
+  } else {
+    launch_sm90<T, false, false, kByRows, device::Sm90Up<T, false>>(p, arguments, launch);
+  }
+}
+
+template <typename T>
+void launch_sm90_hidden_gradient(const device::GroupedProduct& p,
+                                 const typename Products<T>::HiddenGradient& arguments,
+                                 const ProductLaunch& launch) {
+  if (!is_plain(arguments)) {
+    using General = device::Sm90Strips<device::HiddenGradientEpilogue<T, false>>;
+    launch_sm90_by_rows<T, General>(p, arguments, launch);
+  } else if (arguments.rule.halves) {
+    launch_sm90_by_rows<T, device::Sm90HiddenGradient<T, true>>(p, arguments, launch);
+  } else {
+    launch_sm90_by_rows<T, device::Sm90HiddenGradient<T, false>>(p, arguments, launch);
+  }
+}
+
+template <typename T, typename Epilogue>
+void launch_sm90_by_depth(const device::GroupedProduct& p,
+                          const typename Epilogue::Arguments& arguments,
+                          const ProductLaunch& launch) {
+  launch_sm90<T, true, true, device::Grouping::kByDepth, Epilogue>(p, arguments, launch);
+}
+
+template <typename T, typename Out>
+void launch_sm90_weight_gradient_as(const device::GroupedProduct& p,
+                                    const typename Products<T>::WeightGradient& arguments,
+                                    const ProductLaunch& launch) {
+  using Stored = device::Sm90WeightGradient<T, Out, false>;
+  using Added = device::Sm90WeightGradient<T, Out, true>;
+  using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
+  !Stored::takes(p, arguments) ? launch_sm90_by_depth<T, General>(p, arguments, launch)
+  : arguments.accumulate       ? launch_sm90_by_depth<T, Added>(p, arguments, launch)
+                               : launch_sm90_by_depth<T, Stored>(p, arguments, launch);
 }
 
 template <typename T>
 void launch_sm90_weight_gradient(const device::GroupedProduct& p,
                                  const typename Products<T>::WeightGradient& arguments,
                                  const ProductLaunch& launch) {
-  using Plain = device::Sm90WeightGradient<T>;
-  using General = device::Sm90Strips<device::WeightGradientEpilogue<T>>;
-  constexpr auto kByDepth = device::Grouping::kByDepth;
-  Plain::takes(arguments) ? launch_sm90<T, true, true, kByDepth, Plain>(p, arguments, launch)
-                          : launch_sm90<T, true, true, kByDepth, General>(p, arguments, launch);
+  arguments.fp32 ? launch_sm90_weight_gradient_as<T, float>(p, arguments, launch)
+                 : launch_sm90_weight_gradient_as<T, T>(p, arguments, launch);
 }
 
 template <typename T>
 const Products<T>& sm90_products() {
   static const Products<T> products = {
       false,
+      true,
       launch_sm90_by_rows<T, device::Sm90Rows<T>>,
-      launch_sm90_gated<T, device::Sm90Up<T>, device::UpEpilogue<T, false>>,
-      launch_sm90_gated<T, device::Sm90HiddenGradient<T>, device::HiddenGradientEpilogue<T, false>>,
+      launch_sm90_up<T>,
+      launch_sm90_hidden_gradient<T>,
       launch_sm90_weight_gradient<T>,
   };
   return products;

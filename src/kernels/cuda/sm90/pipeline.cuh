@@ -18,7 +18,7 @@ struct Sm90 {
   static constexpr int kBytesA = kTileRows * kDepth * 2;
   static constexpr int kBytesHalf = kHalf * kDepth * 2;
   static constexpr int kStageBytes = kBytesA + 2 * kBytesHalf;
-  static constexpr int kBarrierBytes = 1024;
+  static constexpr int kBarrierBytes = 1024;  // of the stages in the first half, then of the turns
   // Registers of a thread that copies and one that computes; together what the block starts with.
   static constexpr int kCopyRegisters = 40;
   static constexpr int kComputeRegisters = 232;

@@ -64,6 +64,39 @@ __device__ inline void arrive_at(uint32_t barrier, uint32_t rank) {
       : "memory");
 }
 
+// The same for what the threads of both blocks write to shared memory of either.
+__device__ inline void arrive_across(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+__device__ inline void wait_across(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline void store_across(uint32_t to, uint32_t rank, uint32_t value) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.shared::cluster.u32 [there], %2;\n"
+      "}\n" ::"r"(to),
+      "r"(rank), "r"(value)
+      : "memory");
+}
+
 // ---- the copy engine
 
 // A box of a tensor map to shared memory; the barrier counts its bytes. kToPair: to the same place
