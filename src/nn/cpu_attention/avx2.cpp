@@ -6,6 +6,8 @@ namespace {
 
 struct Avx2 {
   typedef float Vec __attribute__((vector_size(32)));
+  typedef int32_t Ints __attribute__((vector_size(32)));
+  typedef uint32_t Words __attribute__((vector_size(32)));
   static constexpr int64_t kLanes = 8;
   static constexpr int64_t kRows = 4;  // x 3 sums, 3 vectors and a broadcast of 16 registers
 };

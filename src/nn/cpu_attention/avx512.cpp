@@ -6,6 +6,8 @@ namespace {
 
 struct Avx512 {
   typedef float Vec __attribute__((vector_size(64)));
+  typedef int32_t Ints __attribute__((vector_size(64)));
+  typedef uint32_t Words __attribute__((vector_size(64)));
   static constexpr int64_t kLanes = 16;
   static constexpr int64_t kRows = 8;  // x 3 sums, 3 vectors and a broadcast of 32 registers
 };

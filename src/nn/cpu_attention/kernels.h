@@ -21,6 +21,8 @@ namespace amoeba::nn::cpu_attention {
 template <typename L>
 struct Attention {
   using Vec = typename L::Vec;  // kLanes floats
+  using Ints = typename L::Ints;
+  using Words = typename L::Words;
   static constexpr int64_t kLanes = L::kLanes;
   static constexpr int64_t kRows = L::kRows;  // of a register tile
   static constexpr int64_t kMaxVectors = 3;
@@ -197,46 +199,43 @@ struct Attention {
   static float sum_lanes(Vec v) {
     return reduce(v, [](Vec a, Vec b) { return a + b; });
   }
+  // The first `count` lanes of `v`, then those of `rest`.
+  template <int32_t... kLane>
+  static auto lanes_of(std::integer_sequence<int32_t, kLane...>) {
+    return Ints{kLane...};
+  }
+  static Vec first_lanes(Vec v, int64_t count, Vec rest) {
+    const Ints lanes = lanes_of(std::make_integer_sequence<int32_t, kLanes>());
+    return lanes < static_cast<int32_t>(count) ? v : rest;
+  }
+
   // Of values[0, count), which may be read up to whole vectors.
   static float largest(const float* values, int64_t count) {
     const auto larger = [](Vec a, Vec b) { return a > b ? a : b; };
     Vec max = Vec{} + values[0];
     int64_t j = 0;
     for (; j + kLanes <= count; j += kLanes) max = larger(load(values + j), max);
-    if (j < count) {
-      float lanes[kLanes];
-      const auto left = static_cast<int32_t>(count - j);
-      for (int32_t l = 0; l < kLanes; ++l) {
-        const float value = values[j + l];
-        lanes[l] = l < left ? value : values[0];
-      }
-      max = larger(load(lanes), max);
-    }
+    if (j < count) max = larger(first_lanes(load(values + j), count - j, max), max);
     return reduce(max, larger);
   }
 
   // scores[j] = e^(scores[j] - shift) for j < count, 0 up to `end`; returns their sum.
   static float exponentials(float* scores, float shift, int64_t count, int64_t end) {
-    float lanes[kLanes] = {};
+    Vec sum{};
     int64_t j = 0;
     for (; j + kLanes <= count; j += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const float value = vector_exp(scores[j + l] - shift);
-        scores[j + l] = value;
-        lanes[l] += value;
-      }
+      const Vec value = exponential<Vec, Words>(load(scores + j) - shift);
+      store(scores + j, value);
+      sum += value;
     }
     for (; j < end; j += kLanes) {
-      const auto left = static_cast<int32_t>(count - j);
-      for (int32_t l = 0; l < kLanes; ++l) {
-        const float value = vector_exp(scores[j + l] - shift);
-        scores[j + l] = l < left ? value : 0.0f;
-        lanes[l] += scores[j + l];
-      }
+      const Vec value =
+          first_lanes(exponential<Vec, Words>(load(scores + j) - shift), count - j, Vec{});
+      store(scores + j, value);
+      sum += value;
     }
-    return sum_lanes(load(lanes));
+    return sum_lanes(sum);
   }
-
   // A block of queries of one head: rows [begin, begin + count) of the document.
   struct Queries {
     int64_t head, begin, count;
