@@ -49,7 +49,7 @@ std::string supports_avx2(const ExpertsArguments& arguments, const ExpertsOption
 constexpr Implementation kFused[] = {
     implementation<amx_bf16>({"amx_bf16",
                               "AMX-BF16: bf16 products of tiles (tdpbf16ps); tested on emulated "
-                              "tiles, on no CPU with them",
+                              "tiles and on a Xeon with AMX",
                               supports_amx_bf16}),
     implementation<avx512_bf16>(
         {"avx512_bf16", "AVX512-BF16: bf16 products of pairs (vdpbf16ps) where they are fastest",
