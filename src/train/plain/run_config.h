@@ -83,8 +83,8 @@ struct TrainingSection {
   double max_norm = 1.0;          // global gradient norm clip; 0: off
   std::string dtype = "float32";  // of the computation; masters are float32
   std::string device = "auto";    // auto | cpu | cuda
-  int64_t num_threads = 0;        // 0: all cores
   bool cuda_graph = true;         // steps of one shape are replayed on a card
+  int64_t num_threads = 0;        // 0: all cores
   int64_t seed = 1;
   int64_t loss_chunk_mib = 0;       // bound on the logits that exist at once; 0: by device
   int64_t max_rejected_steps = 10;  // in a row before the run stops

@@ -1,5 +1,5 @@
-// Bytes of tensors alive, counted at the allocator: exact, and blind to everything else. It can make
-// one allocation fail.
+// Bytes of tensors alive, counted at the allocator: exact, and blind to everything else. It can
+// make one allocation fail.
 #pragma once
 
 #include <c10/core/Allocator.h>
