@@ -151,6 +151,13 @@ struct Trainer {
   train::AdamW optimizer;
 };
 
+void expect_same_weights(Trainer& a, Trainer& b, const std::string& what) {
+  const auto weights = train::weight_tensors(a.model), others = train::weight_tensors(b.model);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    EXPECT_TRUE(at::equal(weights[i].tensor, others[i].tensor)) << weights[i].name << ", " << what;
+  }
+}
+
 class CudaStep : public testing::Test {
  protected:
   void SetUp() override {
@@ -214,12 +221,7 @@ TEST_F(CudaStep, RepeatsToTheBit) {
         EXPECT_EQ(got.loss, want.loss) << backend.name << ", " << one.name;
         EXPECT_EQ(got.grad_norm, want.grad_norm) << backend.name << ", " << one.name;
       }
-      const auto weights = train::weight_tensors(first.model);
-      const auto others = train::weight_tensors(second.model);
-      for (size_t i = 0; i < weights.size(); ++i) {
-        EXPECT_TRUE(at::equal(weights[i].tensor, others[i].tensor))
-            << weights[i].name << ", " << backend.name << ", " << one.name;
-      }
+      expect_same_weights(first, second, cat(backend.name, ", ", one.name));
     }
   }
 }
@@ -262,12 +264,7 @@ TEST_F(CudaStep, AReplayedStepHasTheSameBits) {
       const bool is_replayed = backend.name == "fused" || backend.name == "grouped_mm";
       EXPECT_EQ(num_launches, is_replayed ? 6 : 0) << backend.name;
       EXPECT_EQ(num_warnings, 0);
-      const auto weights = train::weight_tensors(plain.model);
-      const auto others = train::weight_tensors(replayed.model);
-      for (size_t i = 0; i < weights.size(); ++i) {
-        EXPECT_TRUE(at::equal(weights[i].tensor, others[i].tensor))
-            << weights[i].name << ", " << backend.name << ", " << one.name;
-      }
+      expect_same_weights(plain, replayed, cat(backend.name, ", ", one.name));
     }
   }
 }

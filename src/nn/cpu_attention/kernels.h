@@ -147,6 +147,7 @@ struct Attention {
     constexpr int64_t kLine = 16;  // floats
     for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(row + d);
   }
+
   // Rows [begin, end) of a head, times `scale`, to rows [0, count) of `to`; the rest is zeros.
   static void copy_rows(const Heads& from, int64_t head, int64_t begin, int64_t end, int64_t width,
                         float scale, const Matrix& to, int64_t count) {
@@ -199,11 +200,11 @@ struct Attention {
   static float sum_lanes(Vec v) {
     return reduce(v, [](Vec a, Vec b) { return a + b; });
   }
-  // The first `count` lanes of `v`, then those of `rest`.
   template <int32_t... kLane>
   static auto lanes_of(std::integer_sequence<int32_t, kLane...>) {
     return Ints{kLane...};
   }
+  // The first `count` lanes of `v`, then those of `rest`.
   static Vec first_lanes(Vec v, int64_t count, Vec rest) {
     const Ints lanes = lanes_of(std::make_integer_sequence<int32_t, kLanes>());
     return lanes < static_cast<int32_t>(count) ? v : rest;
@@ -236,6 +237,7 @@ struct Attention {
     }
     return sum_lanes(sum);
   }
+
   // A block of queries of one head: rows [begin, begin + count) of the document.
   struct Queries {
     int64_t head, begin, count;
